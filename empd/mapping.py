@@ -161,7 +161,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
                 problems.append(f"{source}: {key}: {text}" if key else f"{source}: {text}")
 
         def report_variable(key: str, text: str) -> None:
-            report(key, text)
+            problems.append(f"{source}: {key}: {text}")
             unset.add(key)  # what such a value is not, beside unset, would only confuse
 
         sections = _read_sections(substitute(raw, environ, "", report_variable), report)

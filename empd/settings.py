@@ -38,7 +38,7 @@ _DAY_S = 86400.0
 def _row(text: str, **constraints: Any) -> msgspec.Meta:
     """A row of the table: what the setting means, and what it takes."""
     extra: dict[str, Any] = {
-        name: constraints.pop(name) for name in ("accepted", "default", "unit") if name in constraints
+        name: constraints.pop(name) for name in ("accepted", "default", "example", "unit") if name in constraints
     }
     return msgspec.Meta(description=text, extra=extra, **constraints)
 
@@ -55,13 +55,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     mapping: Annotated[
         Path | None,
-        _row("The service mapping.", default=f"{MAPPING_FILE}, where it exists, else the embedded one"),
+        _row(
+            "The service mapping.",
+            default=f"{MAPPING_FILE}, where it exists, else the embedded one",
+            example=str(MAPPING_FILE),
+        ),
     ] = None
     state_dir: Annotated[
-        Path, _row("What must survive: journal, history, spool.", default="$STATE_DIRECTORY, else ~/.local/state/empd")
+        Path,
+        _row(
+            "What must survive: journal, history, spool.",
+            default="$STATE_DIRECTORY, else ~/.local/state/empd",
+            example="/var/lib/empd",
+        ),
     ]
     runtime_dir: Annotated[
-        Path, _row("Sockets and what may be lost.", default="$RUNTIME_DIRECTORY, else $XDG_RUNTIME_DIR/empd")
+        Path,
+        _row(
+            "Sockets and what may be lost.",
+            default="$RUNTIME_DIRECTORY, else $XDG_RUNTIME_DIR/empd",
+            example="/run/empd",
+        ),
     ]
     endpoint: Annotated[
         str,
@@ -146,7 +160,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _row("The least that is logged.")] = "info"
     curve_dir: Annotated[
-        Path | None, _row("Directory with the CURVE keys that tcp endpoints need.", default="none")
+        Path | None,
+        _row("Directory with the CURVE keys that tcp endpoints need.", default="none", example="/etc/empd/curve"),
     ] = None
 
     @property
@@ -206,7 +221,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Setting(NamedTuple):
-    """One row of the table. `type` is the field's annotation; `default` None where `default_text` says more."""
+    """One row of the table. `type` is the field's annotation; `default` None where `default_text` says more, and
+    `example` shows a value there."""
 
     name: str
     type: Any
@@ -214,6 +230,7 @@ class Setting(NamedTuple):
     default_text: str
     help: str
     accepted: str
+    example: str
 
     @property
     def environment(self) -> str:
@@ -232,9 +249,17 @@ def _table() -> dict[str, Setting]:
         meta = meta_of(field.type)[1]
         assert meta is not None
         assert meta.description is not None
+        extra = meta.extra or {}
         default = None if field.required else field.default
-        text = (meta.extra or {}).get("default") or plain(default, is_size(field.type))
-        rows[field.name] = Setting(field.name, field.type, default, str(text), meta.description, accepted(field.type))
+        rows[field.name] = Setting(
+            name=field.name,
+            type=field.type,
+            default=default,
+            default_text=str(extra.get("default") or plain(default, is_size(field.type))),
+            help=meta.description,
+            accepted=accepted(field.type),
+            example=str(extra.get("example", "")),
+        )
     return rows
 
 
@@ -244,7 +269,7 @@ def plain(value: Any, size: bool = False) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    return format_size(value) if size else value
+    return format_size(value) if size and value else value
 
 
 SETTINGS: dict[str, Setting] = _table()
