@@ -1,0 +1,56 @@
+"""The child kinds, one row each: entry, limits, whom it hears of, and when its silence means that it hangs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from empd.lifecycle import ChildKind
+from empd.settings import Settings
+from empd.supervisor.restart import Policy
+
+_ALL = frozenset(ChildKind)
+
+
+class Kind(NamedTuple):
+    """One row. `entry` is "module:function"; `heartbeat_s` 0 turns the watch off."""
+
+    entry: str
+    policy: Policy
+    hears_of: frozenset[ChildKind] = frozenset()
+    heartbeat_s: float = 0.0
+    may_hold_jobs: bool = False  # silence is lawful while a job runs: native code may hold the interpreter
+    oom_score_adj: int = 0  # whom the kernel takes first when memory runs out
+
+
+Kinds = Mapping[ChildKind, Kind]
+
+
+def kinds(settings: Settings) -> dict[ChildKind, Kind]:
+    """The table, with the limits that the settings carry."""
+    base = Policy(drain_s=settings.drain_s, term_grace_s=settings.term_grace_s)
+    return {
+        # Replay takes as long as the journal is long; a broker that is away holds up everybody, so it waits least.
+        ChildKind.BROKER: Kind(
+            "empd.broker.process:main",
+            base._replace(start_s=600.0, stop_s=10.0, backoff_max_s=2.0, open_s=5.0, open_max_s=30.0, drain_s=10.0),
+            _ALL,
+            heartbeat_s=15.0,
+        ),
+        ChildKind.WEB: Kind(
+            "empd.web.process:main", base._replace(drain_s=5.0, start_s=30.0), _ALL, heartbeat_s=15.0, oom_score_adj=100
+        ),
+        ChildKind.TELEMETRY: Kind(
+            "empd.telemetry.process:main",
+            base._replace(drain_s=2.0, stop_s=2.0, term_grace_s=1.0, open_max_s=60.0),
+            heartbeat_s=20.0,
+            oom_score_adj=200,
+        ),
+        ChildKind.WORKER: Kind(
+            "empd.worker.process:main",
+            base._replace(start_s=30.0, budget=10),
+            heartbeat_s=20.0,
+            may_hold_jobs=True,
+            oom_score_adj=300,
+        ),
+    }

@@ -1,0 +1,44 @@
+"""Which children there should be, from settings, mapping and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from empd.device import Device
+from empd.lifecycle import ChildKind
+from empd.mapping import Mapping
+from empd.settings import Settings
+from empd.supervisor.children import Spec
+
+Load = Callable[[], tuple[Settings, Mapping]]
+
+# A worker above its soft limit is replaced between two jobs; the kernel steps in only well above that.
+_HARD_LIMIT_SHARE = 1.5
+
+
+class Plan(NamedTuple):
+    """One configuration with all that follows from it."""
+
+    settings: Settings
+    mapping: Mapping
+    devices: tuple[Device, ...]
+    specs: tuple[Spec, ...]
+
+    def memory_bytes_max(self, spec: Spec) -> int:
+        """The memory at which the kernel kills the child's tree; 0 = none."""
+        if spec.kind is not ChildKind.WORKER:
+            return 0
+        return int(self.settings.worker_memory_max_bytes * _HARD_LIMIT_SHARE)
+
+
+def make_plan(settings: Settings, mapping: Mapping, devices: Sequence[Device]) -> Plan:
+    """The children in the order of their start. There is telemetry where there is something to measure."""
+    specs = [Spec(ChildKind.BROKER, "broker"), Spec(ChildKind.WEB, "web")]
+    if settings.telemetry_interval_s > 0 and any(not device.virtual for device in devices):
+        specs.append(Spec(ChildKind.TELEMETRY, "telemetry"))
+    specs += [
+        Spec(ChildKind.WORKER, worker.name, worker.worker_type, worker.device)
+        for worker in mapping.worker_plan(list(devices))
+    ]
+    return Plan(settings, mapping, tuple(devices), tuple(specs))

@@ -1,0 +1,29 @@
+"""Modules that every child needs are loaded once, before the first fork, by name.
+
+Never an operator's module, torch, numpy or grpc: they start threads, open devices or keep locks, and a fork
+would copy those half-alive.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Iterable
+
+
+def preload(modules: Iterable[str]) -> list[str]:
+    """Imports `modules`; returns those that could not be imported, with the reason.
+
+    A child that needs a missing one says so itself when it is entered. Afterwards the garbage collector leaves all
+    that is loaded alone, so that the pages stay shared.
+    """
+    missing = []
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            # Whatever a module does when it is imported, the supervisor goes on; the child that needs it will say so.
+            missing.append(f"{name}: {type(error).__name__}: {error}")
+    gc.collect()
+    gc.freeze()
+    return missing

@@ -1,0 +1,73 @@
+"""A new configuration without a gap: one child after the other is replaced, the next when the last one serves."""
+
+from __future__ import annotations
+
+import collections
+import logging
+
+from empd.lifecycle import ChildKind
+from empd.supervisor.children import Member, Spec
+from empd.supervisor.plan import Plan
+from empd.supervisor.restart import Event, Goal, State
+from empd.supervisor.warden import Warden
+
+_log = logging.getLogger("empd.supervisor")
+
+# The broker first: it has to know the new mapping before a worker speaks of it.
+ORDER = (ChildKind.BROKER, ChildKind.WORKER, ChildKind.TELEMETRY, ChildKind.WEB)
+
+
+class Rollout:
+    """A reload under way. Making one puts `plan` in force; `tick` moves it on."""
+
+    def __init__(self, warden: Warden, plan: Plan) -> None:
+        self._warden = warden
+        self._wanted = {spec.name: spec for spec in plan.specs}
+        warden.plan = plan
+        gone = [each.spec for each in warden.children if each.spec.name not in self._wanted]
+        specs = sorted((*gone, *plan.specs), key=lambda spec: ORDER.index(spec.kind))
+        self._left = collections.deque(specs)
+        self._now: Member | None = None
+        self._old_generation = 0
+
+    @property
+    def name(self) -> str:
+        """What is going on, for the status line."""
+        return f"reloading {self._now.spec.name if self._now else ''}, {len(self._left)} to go"
+
+    def tick(self) -> bool:
+        """Goes as far as it can without waiting; True when all children run on the new configuration."""
+        while self._now is None or self._is_settled(self._now):
+            if self._now is not None and self._now.spec.name not in self._wanted:
+                self._warden.forget(self._now)
+            self._now = None
+            if not self._left:
+                return True
+            self._now = self._begin(self._left.popleft())
+        return False
+
+    def _begin(self, spec: Spec) -> Member:
+        warden = self._warden
+        member = warden.children.get(spec.name)
+        leave = Event.DRAIN if spec.kind is ChildKind.WORKER else Event.STOP
+        if member is None:
+            member = warden.children.add(spec)
+            self._old_generation = 0
+            warden.want(member, Goal.UP, Event.START)
+        elif spec.name not in self._wanted:
+            warden.want(member, Goal.DOWN, leave)
+        else:
+            self._old_generation = member.generation
+            member.spec = spec
+            # One that has no process right now is tried at once: the new configuration may be the cure.
+            warden.want(member, Goal.UP, leave if member.is_live else Event.START)
+        return member
+
+    def _is_settled(self, member: Member) -> bool:
+        """Replaced and serving; or down, or failing, in which case the restart table has it in hand."""
+        if member.spec.name not in self._wanted:
+            return not member.is_live
+        if not member.is_live:
+            _log.error("%s does not start with the new configuration", member.spec.name)
+            return True
+        return member.generation != self._old_generation and member.life.state is State.READY
