@@ -1,0 +1,261 @@
+"""The client's side of the protocol, without I/O: bytes come in, bytes to send go out, time is passed in.
+
+    created ── connected() ──▶ greeting ── Welcome ──▶ ready ── disconnected() ──▶ created
+
+Only `ready` sends more than the greeting. After every Welcome all that is unanswered goes again: Submit frames
+under their numbers (the daemon takes each number once), requests, subscriptions, and an `Ask` for the accepted
+jobs that are open, so that nothing which was lost with a connection stays open here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from empd.client.handle import Ending, Handle, Request
+from empd.client.requests import Requests, Subscription
+from empd.client.submissions import Submissions
+from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
+from empd.job import format_id
+from empd.payload import Carried
+from empd.record import Record
+from empd.result import Results
+from empd.wire import codec, frames
+
+GREETING_RETRY_NS = 2_000_000_000
+ASK_AGAIN_NS = 200_000_000
+ASK_IDS_MAX = 5_000
+FRAMES_IN_FLIGHT = 1
+"""While this many Submit frames are unacknowledged, single submits gather into the next frame."""
+
+
+class Conversation:
+    """One client's conversation with one daemon, over any number of connections.
+
+    Not safe for several threads at once: the skins take turns. Broken for good by bytes that are no frame
+    (`failed` holds the ProtocolError, and every open job and request ends with it).
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.welcome: frames.Welcome | None = None
+        self.ready = False
+        self.failed: EmpdError | None = None
+        self.submissions = Submissions()
+        self.open = self.submissions.open
+        self.requests = Requests()
+        self.subscriptions: dict[str, Subscription] = {}
+        self.unknown: set[int] = set()  # open jobs that the broker does not know: history may
+        self.stale_answers = 0
+        self._control: list[Record] = []
+        self._greeted_ns: int | None = None
+        self._now_ns = 0
+        self._next_ask_ns = 0
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Results: self._on_results,
+            frames.Accepted: self._on_accepted,
+            frames.States: self._on_states,
+            frames.Reply: self._on_reply,
+            frames.Error: self._on_error,
+            frames.Rows: self._on_rows,
+            frames.Reset: self._on_rows,
+            frames.Resync: self._on_resync,
+        }
+
+    # --- the connection ------------------------------------------------------------------------------------------
+
+    def connected(self, now_ns: int) -> None:
+        """A connection is up: greets, with the session and its token where there is one."""
+        self.ready = False
+        self._greeted_ns = now_ns
+        session, token = (self.welcome.session, self.welcome.token) if self.welcome else (0, b"")
+        self._control = [frames.ClientHello(frames.VERSION, session, token, self.name)]
+
+    def disconnected(self) -> None:
+        """The connection is gone; nothing is sent until the next one."""
+        self.ready = False
+        self._greeted_ns = None
+        self._control.clear()
+
+    def deadline_ns(self) -> int | None:
+        """When `outgoing` has something to send although nothing came: a greeting that stays without answer, or a
+        question after jobs of other sessions."""
+        if not self.ready:
+            return None if self._greeted_ns is None else self._greeted_ns + GREETING_RETRY_NS
+        return self._next_ask_ns if self.submissions.foreign else None
+
+    def receive(self, data: bytes, now_ns: int) -> None:
+        """Takes one frame from the daemon. Raises ProtocolError when it is not one, and is broken from then on."""
+        self._now_ns = now_ns
+        try:
+            frame = codec.decode_for_client(data)
+            if type(frame) is frames.Welcome:
+                self._on_welcome(frame)
+            elif not self.ready:
+                self._before_welcome(frame)
+            else:
+                self._handlers[type(frame)](frame)
+        except ProtocolError as error:
+            self.fail(error)
+            raise
+
+    def outgoing(self, now_ns: int) -> list[bytes]:
+        """The frames to send now, in order."""
+        deadline_ns = self.deadline_ns()
+        if deadline_ns is not None and now_ns >= deadline_ns:
+            if self.ready:
+                self._next_ask_ns = now_ns + ASK_AGAIN_NS
+                self.ask(self.submissions.followed())
+            else:
+                self.connected(now_ns)
+        sending, self._control = self._control, []
+        if self.ready:
+            submissions = self.submissions
+            if submissions.gathering is not None and len(submissions.unacknowledged) < FRAMES_IN_FLIGHT:
+                submissions.seal()
+            sending += submissions.take_unsent()
+            sending += self.requests.take_unsent()
+        return [codec.encode(frame) for frame in sending]
+
+    def fail(self, error: EmpdError) -> None:
+        """Ends everything that is open: the conversation is over."""
+        if self.failed is None:
+            self.failed = error
+        self.submissions.fail_all(error)
+        self.requests.fail_all(error)
+        for subscription in self.subscriptions.values():
+            subscription.error = error
+
+    # --- what the skins want -------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """True while the daemon owes this client something."""
+        return bool(self.open or self.requests.waiting or self.submissions.unacknowledged)
+
+    @property
+    def flushed(self) -> bool:
+        """True when every submitted job was acknowledged or refused."""
+        return not self.submissions.unacknowledged and self.submissions.gathering is None
+
+    def submit(self, handle: Handle, options: msgspec.Raw, payload: Carried, key: str = "") -> None:
+        """Takes a job; it goes with the next frame, at once when nothing is in flight."""
+        self.submissions.submit(handle, options, payload, key)
+
+    def seal(self) -> None:
+        """What was submitted so far is a frame, and goes although others are in flight."""
+        self.submissions.seal()
+
+    def request(self, make: Callable[[int], Record]) -> Request:
+        """Queues the request that `make(number)` returns, behind all that was submitted before it."""
+        self.submissions.seal()
+        number = self.requests.next_number()
+        return self.requests.ask(number, make(number))
+
+    def ask(self, ids: Iterable[int]) -> list[Request]:
+        """Asks for the state or the result of jobs. Each request's answer is a list of JobStatus (of the unfinished);
+        results go to the open handles."""
+        left = iter(ids)
+        requests = []
+        while chunk := list(islice(left, ASK_IDS_MAX)):
+            requests.append(self.request(lambda number, chunk=chunk: frames.Ask(number, chunk)))  # type: ignore[misc]
+        return requests
+
+    def subscribe(self, subscribe: frames.Subscribe) -> Subscription:
+        """Follows the journal from `subscribe.from_seq` on."""
+        subscription = self.subscriptions[subscribe.consumer] = Subscription(subscribe)
+        if self.ready:
+            self._control.append(subscribe)
+        return subscription
+
+    def acknowledge(self, subscription: Subscription, frame: frames.Rows | frames.Reset) -> None:
+        """The consumer has safely processed `frame`."""
+        acknowledgement = subscription.acknowledgement(frame)
+        if acknowledgement is not None and self.ready:
+            self._control.append(acknowledgement)
+
+    def take_unknown(self) -> list[int]:
+        """The open jobs that only history may know, once each."""
+        unknown = [number for number in self.unknown if number in self.open]
+        self.unknown.clear()
+        return unknown
+
+    def take_history(self, ids: list[int], answer: frames.HistoryAnswer) -> None:
+        """Ends the open jobs `ids` with what history says of them."""
+        for group in answer.groups:
+            self.submissions.finish(group.jobs, Ending(bytes(group.options)))
+        expired = set(answer.expired)
+        for number in ids:
+            name = format_id(number)
+            if number in expired:
+                reason = f"expired_from_history: job {name} ended, and its record is past `history_keep_s`"
+            else:
+                reason = f"no job {name} is known here, and history holds no record of it"
+            self.submissions.fail(number, Refused(FailureClass.NOT_FOUND, reason))
+
+    def bye(self, forget: bool) -> None:
+        """Says good-bye with the next frames."""
+        if self.ready:
+            self._control.append(frames.Bye(forget))
+
+    # --- frames --------------------------------------------------------------------------------------------------
+
+    def _before_welcome(self, frame: Any) -> None:
+        """Answers to an earlier connection are passed over: all that is unanswered goes again after the Welcome."""
+        if type(frame) is frames.Error and frame.request == 0 and not _wants_hello(frame):
+            raise ProtocolError(f"the daemon refused the greeting: {frame.message}")
+        self.stale_answers += 1
+
+    def _on_welcome(self, welcome: frames.Welcome) -> None:
+        if welcome.version != frames.VERSION:
+            raise ProtocolError(f"the daemon speaks protocol {welcome.version}, this client {frames.VERSION}")
+        accepted = self.submissions.resume(welcome.session, welcome.frame_number, welcome.next_job)
+        self.welcome = welcome
+        self.ready = True
+        self._greeted_ns = None
+        self.requests.resume()
+        self.ask(accepted)
+        self._control += [subscription.resumed() for subscription in self.subscriptions.values()]
+
+    def _on_results(self, frame: Results) -> None:
+        for group in frame.groups:
+            # A Raw is a view of the whole received frame: a copy lets the frame go.
+            self.submissions.finish(group.jobs, Ending(bytes(group.options), frame.worker, frame.at_ns))
+
+    def _on_accepted(self, frame: frames.Accepted) -> None:
+        self.ask(self.submissions.accepted(frame))
+
+    def _on_states(self, frame: frames.States) -> None:
+        self.unknown.update(status.id for status in frame.jobs if status.state == "unknown" and status.id in self.open)
+        self.requests.answered(frame.request, frame.jobs)
+
+    def _on_reply(self, frame: frames.Reply) -> None:
+        self.requests.answered(frame.request, frame.body)
+
+    def _on_error(self, frame: frames.Error) -> None:
+        if frame.request:
+            self.requests.refused(frame)
+        elif _wants_hello(frame):
+            # The daemon is a new one, and the reconnect has not shown yet.
+            self.connected(self._now_ns)
+        else:
+            raise ProtocolError(f"the daemon rejected a frame: {frame.failure}: {frame.message}")
+
+    def _on_rows(self, frame: frames.Rows | frames.Reset) -> None:
+        subscription = self.subscriptions.get(frame.consumer)
+        if subscription is not None:
+            subscription.came(frame)
+
+    def _on_resync(self, _: frames.Resync) -> None:
+        waiting = {handle.number for batch in self.submissions.unacknowledged.values() for handle in batch.handles}
+        gathering = self.submissions.gathering
+        if gathering is not None:
+            waiting.update(handle.number for handle in gathering.handles)
+        self.ask([number for number in self.open if number not in waiting])
+
+
+def _wants_hello(frame: frames.Error) -> bool:
+    return frame.failure == "refused" and frame.message.startswith("hello first")

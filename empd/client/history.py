@@ -1,0 +1,29 @@
+"""Asks the web process for jobs that ended so long ago that the broker has forgotten them."""
+
+from __future__ import annotations
+
+import zmq
+
+from empd.errors import FailureClass, Refused
+from empd.wire import codec
+from empd.wire.frames import HistoryAnswer, HistoryAsk
+
+HISTORY_TIMEOUT_S = 5.0
+
+
+def ask_history(endpoint: str, ids: list[int], timeout_s: float = HISTORY_TIMEOUT_S) -> HistoryAnswer:
+    """What history holds of these jobs. Raises Refused (unavailable) when nobody answers, ProtocolError on bad bytes.
+
+    A socket for each question: questions are rare, and the web process may have been restarted in between.
+    """
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        socket.send(codec.encode(HistoryAsk(1, ids)))
+        if not socket.poll(int(timeout_s * 1000)):
+            reason = f"history at {endpoint} does not answer; is the web process running (`empd status`)?"
+            raise Refused(FailureClass.UNAVAILABLE, reason, retry_after_s=1.0)
+        answer = codec.decode_history_frame(socket.recv())
+    if not isinstance(answer, HistoryAnswer):
+        raise Refused(FailureClass.BAD_RESPONSE, f"history at {endpoint} answered with {type(answer).__name__}")
+    return answer

@@ -1,0 +1,209 @@
+"""The session's jobs and Submit frames: numbering, gathering into frames, acknowledgement, sending again. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from empd.client.handle import Batch, Ending, Handle, failure_class
+from empd.errors import EmpdError, FailureClass, JobFailed, ProtocolError, Refused
+from empd.payload import BlobRef, Carried
+from empd.result import FinishedJob
+from empd.wire.frames import Accepted, JobGroup, Submit
+
+JOBS_PER_FRAME = 256
+FRAME_PAYLOAD_BYTES_MAX = 900 * 1024
+JOB_BYTES = 24  # of a payload's and a key's own framing, counted so that a frame stays below its limit
+
+
+class Submissions:
+    """All open jobs of a session, and its frames that the daemon has not acknowledged.
+
+    `submit` puts a job into the frame being gathered; `seal` makes that frame ready to go. Frames are numbered from
+    1 without gaps, jobs count on from where the daemon says.
+    """
+
+    def __init__(self) -> None:
+        self.session = 0
+        self.next_job = 0
+        self.next_frame = 1
+        self.open: dict[int, Handle] = {}
+        self.foreign: set[int] = set()  # open jobs of other sessions: nobody pushes their results
+        self.unacknowledged: dict[int, Batch] = {}
+        self.gathering: Batch | None = None
+        self._unsent: list[Batch] = []
+
+    def submit(self, handle: Handle, options: msgspec.Raw, payload: Carried, key: str = "") -> None:
+        """Takes one job; `handle.number` is set. Same options must be the same object to share a group."""
+        size = _size(payload) + len(key) + JOB_BYTES
+        batch = self.gathering
+        if batch is not None and (
+            len(batch.handles) >= JOBS_PER_FRAME or batch.size_bytes + size > FRAME_PAYLOAD_BYTES_MAX
+        ):
+            self.seal()
+            batch = None
+        if batch is None:
+            batch = self.gathering = Batch(self.next_job)
+        group = batch.groups[-1] if batch.groups else None
+        if group is None or group.options is not options:
+            group = JobGroup(options, [])
+            batch.groups.append(group)
+            size += len(bytes(options))
+        group.payloads.append(payload)
+        if key or group.keys is not None:
+            if group.keys is None:
+                group.keys = [""] * (len(group.payloads) - 1)
+            group.keys.append(key)
+        batch.size_bytes += size
+        batch.handles.append(handle)
+        handle.batch = batch
+        handle.number = self.session << 32 | self.next_job
+        self.open[handle.number] = handle
+        self.next_job += 1
+
+    def seal(self) -> None:
+        """Numbers the gathered frame and queues it to be sent."""
+        batch, self.gathering = self.gathering, None
+        if batch is None:
+            return
+        batch.number = self.next_frame
+        self.next_frame += 1
+        self.unacknowledged[batch.number] = batch
+        self._unsent.append(batch)
+
+    def take_unsent(self) -> list[Submit]:
+        """The frames to send now, in order."""
+        if not self._unsent:
+            return []
+        batches, self._unsent = self._unsent, []
+        return [Submit(batch.number, batch.first, batch.groups) for batch in batches]
+
+    # --- what the daemon says ------------------------------------------------------------------------------------
+
+    def accepted(self, frame: Accepted) -> list[int]:
+        """The daemon has the frame. Returns the ids to ask for: results that may have been sent before, to nobody."""
+        batch = self.unacknowledged.pop(frame.number, None)
+        if batch is None:
+            return []  # a second answer to a frame that was sent again
+        for refusal in frame.refused:
+            handle = _at(batch, refusal.index)
+            error = Refused(failure_class(refusal.failure), refusal.reason, refusal.retry_after_s)
+            self.fail(handle.number, error)
+        ask = [number for index, number in frame.existing if self._follow(_at(batch, index), number)]
+        for handle in batch.handles:
+            handle.batch = None
+        if batch.resent:
+            ask += [handle.number for handle in batch.handles if not handle.ended and not handle.foreign]
+        return ask
+
+    def _follow(self, handle: Handle, number: int) -> bool:
+        """An idempotency key already names job `number`: the handle stands for that job from now on."""
+        if handle.number == number or handle.ended:
+            return False
+        self.open.pop(handle.number, None)
+        handle.number = number
+        handle.foreign = number >> 32 != self.session
+        self.adopt(handle)
+        return True
+
+    def adopt(self, handle: Handle) -> None:
+        """Follows a job that was not submitted here. Several handles may follow one job."""
+        if handle.foreign:
+            self.foreign.add(handle.number)
+        primary = self.open.setdefault(handle.number, handle)
+        if primary is handle:
+            return
+
+        def copy_end(ended: Handle) -> None:
+            handle.finished, handle.error, handle.ending = ended.finished, ended.error, ended.ending
+            handle.end()
+
+        primary.watch(copy_end)
+
+    def release(self, handle: Handle) -> None:
+        """Nobody waits for this job of another session now."""
+        if self.open.get(handle.number) is handle:
+            del self.open[handle.number]
+
+    def followed(self) -> list[int]:
+        """The open jobs of other sessions."""
+        self.foreign = {number for number in self.foreign if number in self.open}
+        return list(self.foreign)
+
+    def finish(self, jobs: Iterable[FinishedJob], ending: Ending) -> None:
+        """Delivers ended jobs to their handles. Jobs that nobody waits for, or that ended before, are passed over."""
+        take = self.open.pop
+        for job in jobs:
+            handle = take(job.id, None)
+            if handle is not None:
+                handle.finished = job
+                handle.ending = ending
+                if handle.on_end is not None:
+                    handle.end()
+
+    def fail(self, number: int, error: EmpdError) -> None:
+        """Ends an open job without a result."""
+        handle = self.open.pop(number, None)
+        if handle is not None:
+            handle.error = error
+            handle.end()
+
+    def fail_all(self, error: EmpdError) -> None:
+        """Ends every open job: the conversation cannot go on."""
+        for number in list(self.open):
+            self.fail(number, error)
+
+    # --- reconnecting --------------------------------------------------------------------------------------------
+
+    def resume(self, session: int, frame_number: int, next_job: int) -> list[int]:
+        """The daemon knows the session up to `frame_number`. Queues what is to be sent again, in order, and returns
+        the ids of accepted open jobs, to be asked for. With another session number the accepted jobs are lost."""
+        known = session == self.session
+        self.seal()
+        pending = sorted(self.unacknowledged.values(), key=lambda batch: batch.number)
+        if known and frame_number >= self.next_frame:
+            raise ProtocolError(f"the daemon has frame {frame_number} of session {session}; {self.next_frame} is next")
+        waiting = {handle.number for batch in pending for handle in batch.handles}
+        accepted = [number for number in self.open if number not in waiting]
+        if not known:
+            self._move(session, next_job, pending, accepted)
+            accepted = [number for number, handle in self.open.items() if handle.foreign]
+        # A frame number may also stand beyond a gap when the daemon lost acknowledged frames with its power.
+        if not known or (pending and pending[0].number > frame_number + 1) or not pending:
+            for number, batch in enumerate(pending, frame_number + 1):
+                batch.number = number
+            self.next_frame = frame_number + 1 + len(pending)
+        self.unacknowledged = {batch.number: batch for batch in pending}
+        for batch in pending:
+            batch.resent = batch.resent or known
+        self._unsent = pending
+        return accepted
+
+    def _move(self, session: int, next_job: int, pending: list[Batch], accepted: list[int]) -> None:
+        """Gives the unacknowledged jobs numbers of the new session; the accepted ones of the old one are lost."""
+        for number in accepted:
+            handle = self.open[number]
+            if not handle.foreign:
+                lost = "the daemon no longer knows this session, its state was wiped or the session forgotten"
+                self.fail(number, JobFailed(handle.id, FailureClass.HOST_LOST, lost))
+        self.session = session
+        for batch in pending:
+            batch.first = next_job
+            for handle in batch.handles:
+                if self.open.pop(handle.number, None) is not None:
+                    handle.number = session << 32 | next_job
+                    self.open[handle.number] = handle
+                next_job += 1
+        self.next_job = next_job
+
+
+def _size(payload: Any) -> int:
+    return 96 if isinstance(payload, BlobRef) else len(payload)
+
+
+def _at(batch: Batch, index: int) -> Handle:
+    if not 0 <= index < len(batch.handles):
+        raise ProtocolError(f"the daemon answers for job {index} of a frame of {len(batch.handles)}")
+    return batch.handles[index]
