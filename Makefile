@@ -1,0 +1,74 @@
+# make demo   runs the whole daemon on real input, kills parts of it, shows that nothing is lost
+# make test   lint, types and every test
+#
+# Both set up all they need: a virtual environment in .venv, packages at the versions of requirements-dev.lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WHEELS := $(VENV)/wheels
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+WORKERS ?= auto
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types unit bench lock clean system
+
+help:
+	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
+	@echo "make test    lint, types and every test"
+	@echo "make lint | format | types | unit | bench | lock | clean"
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements-dev.lock
+	@.ci/system-packages venv
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "empd needs Python 3.11 or newer; make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -r requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What a fresh environment needs besides empd itself: the packaging tests install from here.
+$(WHEELS)/.ready: $(READY)
+	@rm -rf $(WHEELS)
+	@$(PIP) wheel --no-build-isolation -c requirements-dev.lock -w $(WHEELS) .
+	@rm -f $(WHEELS)/empd-*.whl
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/empd demo
+
+test: lint types unit
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; exit 1; }
+
+format: $(READY)
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+types: $(READY)
+	@$(BIN)/mypy --no-error-summary
+
+unit: system $(READY) $(WHEELS)/.ready
+	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
+
+bench: $(READY)
+	@$(BIN)/python -m empd.bench
+
+system:
+	@.ci/system-packages test
+
+# The versions that the tests use, as they are installed now.
+lock: $(READY)
+	@{ echo "# Versions that the tests use; \`make lock\` writes this file."; \
+	   $(BIN)/python -m pip --disable-pip-version-check freeze --exclude empd --exclude-editable 2>/dev/null; } > requirements-dev.lock.new
+	@mv requirements-dev.lock.new requirements-dev.lock
+	@touch $(READY)
+
+clean:
+	@rm -rf $(VENV) build dist .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
