@@ -6,6 +6,7 @@ kernel boot, never set back. `wall_ns` is Unix time and may jump.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -34,3 +35,10 @@ def boot_id() -> str:
 def seconds_to_ns(seconds: float) -> int:
     """Seconds (float) to whole nanoseconds."""
     return int(seconds * NS_PER_S)
+
+
+def host_id() -> str:
+    """Equal for all processes of one booted machine, different elsewhere: who shares it, shares its memory."""
+    machine = Path("/etc/machine-id")
+    name = machine.read_text().strip() if machine.exists() else os.uname().nodename
+    return f"{name}:{boot_id()}"

@@ -20,7 +20,7 @@ from empd.job import JobFilter as JobFilter
 from empd.job import JobGroup as JobGroup
 from empd.job import JobOptions as JobOptions
 from empd.job import Submit as Submit
-from empd.record import Record as Frame
+from empd.record import Record
 from empd.result import DoneJob as DoneJob
 from empd.result import FailedJob as FailedJob
 from empd.result import FinishedGroup as FinishedGroup
@@ -31,6 +31,7 @@ from empd.result import Refusal as Refusal
 from empd.result import Results as Results
 
 VERSION = 1
+Frame = Record
 
 
 # --- client → broker ---------------------------------------------------------------------------------------------

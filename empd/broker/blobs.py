@@ -1,0 +1,23 @@
+"""Unlinks blobs that no unfinished job refers to any more, after the fact is committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from empd.memory.arena import Arena
+from empd.payload import BlobRef
+
+
+class BlobKeeper:
+    """The broker's hold on the arena: it removes blobs, and never opens one."""
+
+    def __init__(self, spool_dir: Path, volatile_dir: Path) -> None:
+        self._arena = Arena(spool_dir, volatile_dir)
+
+    def release(self, released: list[BlobRef]) -> None:
+        """Removes the blobs in the list and empties it. Open maps of them stay valid."""
+        if not released:
+            return
+        for blob in released:
+            self._arena.remove(blob.id)
+        released.clear()

@@ -1,0 +1,232 @@
+"""The clients' side of the broker: sessions, submissions, questions, operators' verbs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from empd.broker.answers import Answers
+from empd.broker.ledger import Ledger
+from empd.broker.outbox import Outbox
+from empd.broker.stream import Stream
+from empd.clock import Instant
+from empd.errors import FailureClass, ProtocolError
+from empd.job import JobFilter, State
+from empd.payload import FRAME_BYTES_MAX, INLINE_BYTES_MAX
+from empd.queue import requests
+from empd.queue.claims import EVERYONE
+from empd.queue.machine import Queue
+from empd.queue.state import Session
+from empd.result import Results
+from empd.wire import frames
+from empd.wire.codec import decode_client_frame
+
+ASK_MAX = 20_000
+SUBMIT_FRAME_BYTES_MAX = FRAME_BYTES_MAX
+_HELLO_FIRST = "say ClientHello first"
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What a client on the same host can use: where blobs lie, and how it knows that it is the same host."""
+
+    id: str
+    spool_dir: str
+    volatile_dir: str
+
+
+class ClientDesk:
+    """Handles every frame that clients send. Answers go to the outbox."""
+
+    def __init__(self, queue: Queue, ledger: Ledger, outbox: Outbox, stream: Stream, host: Host) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self._outbox = outbox
+        self._stream = stream
+        self._host = host
+        self._answers = Answers(queue, ledger)
+        self._sessions: dict[bytes, Session] = {}
+        self._identities: dict[int, bytes] = {}
+        self._watchers: dict[int, set[bytes]] = {}
+        self.status: Callable[[], dict[str, Any]] = dict
+        self.operate: Callable[[str], None] = lambda verb: None
+        self.bad_frames = 0
+        self._handlers: dict[type, Callable[[bytes, Session, Any, Instant], None]] = {
+            frames.Ask: self._ask,
+            frames.Cancel: self._cancel,
+            frames.Retry: self._retry,
+            frames.List: self._list,
+            frames.Status: self._status,
+            frames.Operate: self._operate,
+            frames.Subscribe: self._subscribe,
+            frames.CursorAck: self._cursor_ack,
+            frames.Bye: self._bye,
+        }
+
+    def handle(self, identity: bytes, data: bytes, now: Instant) -> None:
+        """One frame, whatever its bytes are."""
+        try:
+            frame = decode_client_frame(data)
+        except ProtocolError as error:
+            self._bad(identity, 0, str(error))
+            return
+        if type(frame) is frames.ClientHello:
+            self._hello(identity, frame, now)
+            return
+        session = self._sessions.get(identity)
+        if session is None:
+            self._error(identity, getattr(frame, "request", 0), FailureClass.REFUSED, _HELLO_FIRST)
+        elif type(frame) is frames.Submit:
+            self._submit(identity, session, frame, data, now)
+        else:
+            try:
+                self._handlers[type(frame)](identity, session, frame, now)
+            except ValueError as error:
+                self._error(identity, getattr(frame, "request", 0), FailureClass.INVALID_INPUT, str(error))
+
+    # --- sessions ---
+
+    def _hello(self, identity: bytes, frame: frames.ClientHello, now: Instant) -> None:
+        if frame.version != frames.VERSION:
+            self._bad(identity, 0, f"protocol {frame.version} is not spoken here; this is {frames.VERSION}")
+            return
+        session = self._queue.state.sessions.get(frame.session)
+        if session is None or not secrets.compare_digest(session.token, frame.token):
+            session = self._queue.open_session(secrets.token_bytes(16), frame.name[:64], now)
+        session.seen_mono_ns = now.mono_ns
+        self._sessions.pop(self._identities.get(session.number, b""), None)
+        self._sessions[identity] = session
+        self._identities[session.number] = identity
+        self._outbox.put(
+            identity,
+            frames.Welcome(
+                version=frames.VERSION,
+                session=session.number,
+                token=session.token,
+                instance=self._ledger.journal.instance,
+                boot=self._queue.state.boot,
+                frame_number=session.frame_number,
+                next_job=session.next_job,
+                frame_bytes_max=SUBMIT_FRAME_BYTES_MAX,
+                inline_bytes_max=INLINE_BYTES_MAX,
+                host=self._host.id,
+                spool_dir=self._host.spool_dir,
+                volatile_dir=self._host.volatile_dir,
+            ),
+        )
+
+    def _bye(self, identity: bytes, session: Session, frame: frames.Bye, now: Instant) -> None:
+        self._sessions.pop(identity, None)
+        self._identities.pop(session.number, None)
+
+    def lost(self, identities: Iterable[bytes]) -> None:
+        """These peers are gone or did not read in time. Those that still live will ask for what they missed."""
+        for identity in identities:
+            session = self._sessions.pop(identity, None)
+            if session is not None and self._identities.get(session.number) == identity:
+                del self._identities[session.number]
+
+    @property
+    def connected(self) -> int:
+        """Sessions that are connected, as far as is known."""
+        return len(self._sessions)
+
+    # --- jobs ---
+
+    def _submit(self, identity: bytes, session: Session, frame: frames.Submit, data: bytes, now: Instant) -> None:
+        try:
+            answer = self._queue.submit(session, frame, data, now, self._ledger.closed)
+        except ValueError as error:
+            self._error(identity, 0, FailureClass.INVALID_INPUT, f"Submit {frame.number}: {error}")
+            return
+        self._outbox.put(identity, frames.Accepted(frame.number, answer.refused, answer.existing))
+
+    def results(self, results: Results, encoded: bytes) -> None:
+        """Jobs ended: tells the session they belong to, and whoever else asked for one of them."""
+        identity = self._identities.get(results.session)
+        if identity is not None:
+            self._outbox.put(identity, encoded)
+        if self._watchers:
+            watching = set()
+            for group in results.groups:
+                for job in group.jobs:
+                    watching |= self._watchers.pop(job.id, set())
+            for watcher in watching - {identity}:
+                self._outbox.put(watcher, encoded)
+
+    def _ask(self, identity: bytes, session: Session, frame: frames.Ask, now: Instant) -> None:
+        if len(frame.ids) > ASK_MAX:
+            raise ValueError(f"one Ask names at most {ASK_MAX} jobs, this one {len(frame.ids)}")
+        states, ended = self._answers.states(frame.ids)
+        for results in ended:
+            self._outbox.put(identity, results)
+        for job in states:
+            if job.id >> 32 != session.number and job.state != "unknown":
+                self._watchers.setdefault(job.id, set()).add(identity)
+        self._outbox.put(identity, frames.States(frame.request, states))
+
+    def _selected(self, ids: list[int], wanted: JobFilter | None, states: tuple[State, ...] | None) -> list[int]:
+        if ids or wanted is None:
+            return ids
+        jobs = requests.select(self._queue.state, wanted)
+        return [job.id for job in jobs if states is None or job.state in states]
+
+    def _cancel(self, identity: bytes, session: Session, frame: frames.Cancel, now: Instant) -> None:
+        ids = self._selected(frame.ids, frame.filter, None)
+        if frame.dry_run:
+            self._reply(identity, frame.request, {"would_cancel": ids})
+            return
+        outcome = self._queue.cancel(ids, now)
+        body = {"cancelled": outcome.cancelled, "cancelling": outcome.cancelling, "unknown": outcome.unknown}
+        self._reply(identity, frame.request, body)
+
+    def _retry(self, identity: bytes, session: Session, frame: frames.Retry, now: Instant) -> None:
+        ids = self._selected(frame.ids, frame.filter, (State.DEAD,))
+        if frame.dry_run:
+            self._reply(identity, frame.request, {"would_retry": ids})
+            return
+        retried = self._queue.retry(ids, now)
+        skipped = sorted(set(ids) - set(retried))
+        self._reply(identity, frame.request, {"retried": retried, "not_dead": skipped})
+
+    def _list(self, identity: bytes, session: Session, frame: frames.List, now: Instant) -> None:
+        jobs, cursor = requests.listing(self._queue.state, frame.filter)
+        self._reply(identity, frame.request, {"jobs": [msgspec.structs.asdict(job) for job in jobs], "cursor": cursor})
+
+    # --- the box ---
+
+    def _status(self, identity: bytes, session: Session, frame: frames.Status, now: Instant) -> None:
+        self._reply(identity, frame.request, self.status())
+
+    def _operate(self, identity: bytes, session: Session, frame: frames.Operate, now: Instant) -> None:
+        drained = set(self._queue.state.drained)
+        named = set(frame.workers) or {EVERYONE}
+        if frame.verb == "drain":
+            self._queue.operate(drained | named, now)
+        elif frame.verb == "resume":
+            self._queue.operate(set() if EVERYONE in named else drained - named, now)
+        elif frame.verb in ("reload", "stop"):
+            self.operate(frame.verb)
+        else:
+            raise ValueError(f"{frame.verb!r} is not a verb; accepted: drain, resume, reload, stop")
+        self._reply(identity, frame.request, {"verb": frame.verb, "drained": sorted(self._queue.state.drained)})
+
+    def _subscribe(self, identity: bytes, session: Session, frame: frames.Subscribe, now: Instant) -> None:
+        self._stream.subscribe(identity, frame)
+
+    def _cursor_ack(self, identity: bytes, session: Session, frame: frames.CursorAck, now: Instant) -> None:
+        self._stream.acknowledge(frame)
+
+    # --- answers ---
+
+    def _reply(self, identity: bytes, request: int, body: Any) -> None:
+        self._outbox.put(identity, frames.Reply(request, body))
+
+    def _error(self, identity: bytes, request: int, failure: str, message: str) -> None:
+        self._outbox.put(identity, frames.Error(request, failure, message))
+
+    def _bad(self, identity: bytes, request: int, message: str) -> None:
+        self.bad_frames += 1
+        self._error(identity, request, FailureClass.INVALID_INPUT, message)

@@ -1,0 +1,225 @@
+"""The broker: the only process that changes a job's state.
+
+One pass of its loop: drain the sockets, decide, append all facts, commit once, then send. Nothing leaves before the
+commit of the pass that caused it; after a failed commit nothing of the pass is sent and the process exits, to be
+replaced by one that replays. No asyncio: poll until the deadline that the last tick returned.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import zmq
+
+from empd import clock, lifecycle
+from empd.broker.blobs import BlobKeeper
+from empd.broker.clients import ClientDesk, Host
+from empd.broker.ledger import Ledger
+from empd.broker.neighbours import Neighbours
+from empd.broker.outbox import Outbox
+from empd.broker.peers import Router
+from empd.broker.policy import queue_policy
+from empd.broker.status import picture
+from empd.broker.stream import Stream
+from empd.broker.workers import WorkerDesk
+from empd.clock import NS_PER_MS, NS_PER_S, Instant
+from empd.errors import JournalError
+from empd.lifecycle import Child, Control, Notice
+from empd.memory.board import Board
+from empd.memory.layout import Activity
+from empd.queue.evolve import HISTORY
+from empd.queue.machine import Queue
+from empd.queue.rows import Kind
+from empd.store.journal import Row, SqliteJournal
+
+RESERVE_BYTES = 16 << 20
+EXIT_JOURNAL = 74
+_FORGET_EVERY_NS = 10 * NS_PER_S
+_CURSOR_EVERY_NS = NS_PER_S
+_log = logging.getLogger("empd.broker")
+
+
+class Broker:
+    """One life of the broker."""
+
+    def __init__(self, child: Child) -> None:
+        settings = child.settings
+        self._child = child
+        self._settings = settings
+        self._stopping = False
+        self._behind = False
+        self._heartbeat_ns = 0
+        self._forget_ns = 0
+        self._cursor_ns = 0
+        self._passes = 0
+        self.queue = Queue(queue_policy(settings, child.mapping))
+        journal = SqliteJournal.open(
+            settings.journal_path,
+            durability=settings.durability,
+            reserve_bytes=RESERVE_BYTES,
+            accept_loss=settings.accept_loss,
+        )
+        self.ledger = Ledger(journal, self.queue, settings.disk_free_min_bytes, settings.journal_bytes_max)
+        self._board = Board.attach(child.board_fd)
+        self._activity = self._board.writer(child.slot, Activity)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    # --- the five steps of its life ---
+
+    def serve(self) -> int:
+        """Runs until told to stop; returns the exit status."""
+        self.startup()
+        try:
+            self.main_loop()
+        except JournalError as error:
+            _log.critical("the journal failed, nothing of this pass was sent: %s", error)
+            self._context.destroy(linger=0)
+            return EXIT_JOURNAL
+        self.shutdown()
+        return 0
+
+    def startup(self) -> None:
+        """Replays, begins a boot, settles claims with the workers that live, opens the sockets."""
+        settings = self._settings
+        now = clock.now()
+        replayed = self.ledger.replay()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(200_000, 50, 100)
+        self.queue.start(clock.boot_id(), _version(), now)
+        self.ledger.commit()
+        self._clients = Router(self._context, settings.clients_endpoint)
+        self._workers = Router(self._context, settings.workers_endpoint)
+        self._client_box = Outbox(self._clients)
+        self._worker_box = Outbox(self._workers)
+        self.stream = Stream(self._clients, self.ledger.journal)
+        host = Host(clock.host_id(), str(settings.spool_dir), str(settings.volatile_dir))
+        self.clients = ClientDesk(self.queue, self.ledger, self._client_box, self.stream, host)
+        self.clients.status = self.status
+        self.clients.operate = self._operate
+        self.workers = WorkerDesk(self.queue, self._worker_box, self.ledger.journal.instance)
+        self.neighbours = Neighbours(self._child, self.queue, self.workers, self._board)
+        self.blobs = BlobKeeper(settings.spool_dir, settings.volatile_dir)
+        self._poller = zmq.Poller()
+        self._poller.register(self._clients.socket, zmq.POLLIN)
+        self._poller.register(self._workers.socket, zmq.POLLIN)
+        self._poller.register(self._child.control, zmq.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self.on_tick(now)
+        lifecycle.send(self._child.control, Control(Notice.READY, pid=os.getpid()))
+        _log.info(
+            "replayed %d rows, %d jobs unfinished, boot %d", replayed, len(self.queue.state.jobs), self.queue.state.boot
+        )
+
+    def main_loop(self) -> None:
+        """Pass after pass."""
+        deadline_ns = 0
+        while not self._stopping:
+            now_ns = clock.now().mono_ns
+            wait_ms = 0 if self._behind else max(0, min(deadline_ns - now_ns + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
+            self._poller.poll(wait_ms)
+            deadline_ns = self.one_pass()
+
+    def one_pass(self) -> int:
+        """Drain, decide, commit, send. Returns the steady time of the next deadline."""
+        now = clock.now()
+        self._passes += 1
+        for identity, data in self._workers.receive():
+            self.workers.handle(identity, data, now)
+        for identity, data in self._clients.receive():
+            self.clients.handle(identity, data, now)
+        if not self.neighbours.read(now):
+            self._stopping = True
+        self._stopping = self._stopping or self.neighbours.told_to_stop
+        self.on_tick(now)
+        if self.neighbours.settled:
+            self.workers.claims(now)
+        self._send(self._react())
+        return self.queue.next_deadline_ns(now)
+
+    def on_tick(self, now: Instant) -> None:
+        """What is due."""
+        for worker, job in self.queue.tick(now):
+            self.neighbours.kill(worker, job)
+        self.ledger.check_disk(now)
+        if now.mono_ns - self._heartbeat_ns >= self._settings.heartbeat_s * NS_PER_S:
+            self._heartbeat_ns = now.mono_ns
+            self._activity.write(Activity(heartbeat_mono_ns=now.mono_ns))
+            self.neighbours.watch_progress(now)
+        if now.mono_ns - self._cursor_ns >= _CURSOR_EVERY_NS:
+            self._cursor_ns = now.mono_ns
+            for consumer, seq in self.stream.cursors().items():
+                self.queue.move_cursor(consumer, seq, now)
+        if now.mono_ns - self._forget_ns >= _FORGET_EVERY_NS:
+            self._forget_ns = now.mono_ns
+            self.queue.forget(now)
+
+    def shutdown(self) -> None:
+        """Commits and sends what is left, closes."""
+        self._send(self._react())
+        self._clients.close()
+        self._workers.close()
+        self.ledger.journal.close()
+        self._context.destroy(linger=200)
+
+    # --- the pass's end ---
+
+    def _react(self) -> list[Row]:
+        """Commits; puts what follows from the facts into the outboxes."""
+        facts = [fact for _, _, fact in self.queue.pending]
+        rows = self.ledger.commit()
+        for fact, row in zip(facts, rows, strict=True):
+            if fact.kind is Kind.RESULTS:
+                self.clients.results(fact.body, row.body)
+            elif fact.kind is Kind.STOPPING:
+                self.workers.stopping(fact.body)
+        return rows
+
+    def _send(self, rows: list[Row]) -> None:
+        self.workers.lost(self._worker_box.flush())
+        self.clients.lost(self._client_box.flush())
+        self.blobs.release(self.queue.state.released)
+        self._behind = self.stream.feed(rows)
+        if not rows:
+            consumer = self.queue.state.consumers.get(HISTORY)
+            more = self.ledger.trim(consumer.seq if consumer else 0, clock.now())
+            self._behind = self._behind or more
+        elif self._passes % 16 == 0:
+            consumer = self.queue.state.consumers.get(HISTORY)
+            self.ledger.trim(consumer.seq if consumer else 0, clock.now())
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._stopping = True
+
+    def _operate(self, verb: str) -> None:
+        notice = Notice.RELOAD_REQUEST if verb == "reload" else Notice.STOP_REQUEST
+        lifecycle.send(self._child.control, Control(notice))
+
+    def status(self) -> dict[str, Any]:
+        """The picture for `status`."""
+        counters = {
+            "bad_client_frames": self.clients.bad_frames,
+            "bad_worker_frames": self.workers.bad_frames,
+            "passes": self._passes,
+            "clients": self.clients.connected,
+        }
+        return picture(self.queue, self.ledger, counters, clock.now())
+
+
+def _version() -> str:
+    try:
+        return version("empd")
+    except PackageNotFoundError:
+        return "0"
+
+
+def main(child: Child) -> int:
+    """The broker child's entry."""
+    logging.basicConfig(level=child.settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    return Broker(child).serve()

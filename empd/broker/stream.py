@@ -1,0 +1,117 @@
+"""The event stream: journal rows to subscribers, from any row on, at their pace."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from empd.broker.peers import Router
+from empd.payload import FRAME_BYTES_MAX
+from empd.store.journal import Row, SqliteJournal
+from empd.wire import frames
+from empd.wire.codec import encode
+
+_READ_ROWS = 128
+_FRAME_BODY_BYTES = FRAME_BYTES_MAX // 2
+WINDOW_MAX = 256
+
+
+class Subscriber:
+    """One subscription. `next_seq`: the next row to look at; `ahead`: last rows of frames not yet acknowledged."""
+
+    def __init__(self, identity: bytes, frame: frames.Subscribe) -> None:
+        self.identity = identity
+        self.consumer = frame.consumer
+        self.next_seq = max(frame.from_seq, 1)
+        self.window = max(1, min(frame.window, WINDOW_MAX))
+        self.kinds = frozenset(frame.kinds)
+        self.ahead: deque[int] = deque()
+        self.acknowledged = self.next_seq - 1
+
+    def wants(self, row: Row) -> bool:
+        """Whether the row is of a kind asked for."""
+        return not self.kinds or row.kind in self.kinds
+
+    def acknowledge(self, seq: int) -> None:
+        """The consumer has processed rows up to `seq`."""
+        while self.ahead and self.ahead[0] <= seq:
+            self.ahead.popleft()
+        self.acknowledged = max(self.acknowledged, min(seq, self.next_seq - 1))
+
+    def processed_seq(self) -> int:
+        """All rows up to here are processed, or of no interest to the consumer."""
+        return self.acknowledged if self.ahead else self.next_seq - 1
+
+
+class Stream:
+    """All subscriptions."""
+
+    def __init__(self, router: Router, journal: SqliteJournal) -> None:
+        self._router = router
+        self._journal = journal
+        self._subscribers: dict[str, Subscriber] = {}
+
+    def subscribe(self, identity: bytes, frame: frames.Subscribe) -> None:
+        """Begins, or begins anew, a consumer's subscription."""
+        subscriber = Subscriber(identity, frame)
+        if subscriber.next_seq < self._journal.first_seq:
+            self._router.send(identity, encode(frames.Reset(frame.consumer, self._journal.first_seq)))
+            subscriber.next_seq = self._journal.first_seq
+        self._subscribers[frame.consumer] = subscriber
+
+    def acknowledge(self, frame: frames.CursorAck) -> None:
+        """A consumer says how far it is."""
+        subscriber = self._subscribers.get(frame.consumer)
+        if subscriber is not None:
+            subscriber.acknowledge(frame.seq)
+
+    def cursors(self) -> dict[str, int]:
+        """How far each connected consumer is."""
+        return {name: subscriber.processed_seq() for name, subscriber in self._subscribers.items() if name}
+
+    def feed(self, committed: list[Row]) -> bool:
+        """Sends what subscribers have room for; `committed` are the rows of this pass. True when one is behind."""
+        behind = False
+        for name, subscriber in list(self._subscribers.items()):
+            if not self._feed_one(subscriber, committed):
+                del self._subscribers[name]
+            elif subscriber.next_seq <= self._journal.last_seq and len(subscriber.ahead) < subscriber.window:
+                behind = True
+        return behind
+
+    def _feed_one(self, subscriber: Subscriber, committed: list[Row]) -> bool:
+        if len(subscriber.ahead) >= subscriber.window or subscriber.next_seq > self._journal.last_seq:
+            return True
+        if subscriber.next_seq < self._journal.first_seq:
+            self._router.send(subscriber.identity, encode(frames.Reset(subscriber.consumer, self._journal.first_seq)))
+            subscriber.next_seq = self._journal.first_seq
+        if committed and committed[0].seq <= subscriber.next_seq:
+            rows = committed[subscriber.next_seq - committed[0].seq :]
+        else:
+            rows = self._journal.read_from(subscriber.next_seq, _READ_ROWS)
+        batch: list[Row] = []
+        size = 0
+        for row in rows:
+            if subscriber.wants(row):
+                if batch and size + len(row.body) > _FRAME_BODY_BYTES:
+                    if not self._send(subscriber, batch):
+                        return False
+                    batch, size = [], 0
+                    if len(subscriber.ahead) >= subscriber.window:
+                        return True
+                batch.append(row)
+                size += len(row.body) + 32
+            elif not batch:
+                subscriber.next_seq = row.seq + 1
+        if batch and not self._send(subscriber, batch):
+            return False
+        if rows:
+            subscriber.next_seq = rows[-1].seq + 1
+        return True
+
+    def _send(self, subscriber: Subscriber, batch: list[Row]) -> bool:
+        frame = frames.Rows(subscriber.consumer, list(batch))
+        if not self._router.send(subscriber.identity, encode(frame)):
+            return False
+        subscriber.next_seq = batch[-1].seq + 1
+        subscriber.ahead.append(batch[-1].seq)
+        return True

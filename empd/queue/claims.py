@@ -1,0 +1,139 @@
+"""Decides which waiting jobs go to which worker.
+
+Deciding and evolving take turns here, since each choice changes what the next one sees; the result is one fact for
+each worker, with all its jobs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from empd.job import AssignedJob, AssignGroup, State
+from empd.queue import rows
+from empd.queue.evolve import Evolver
+from empd.queue.rows import Fact, Kind
+from empd.queue.state import Job, Options, QueueState, Worker
+
+EVERYONE = "*"
+CLAIM_BYTES_MAX = 768 * 1024
+"""Payload bytes that one claim carries, so that its frame stays below the limit."""
+
+
+class Claim(NamedTuple):
+    """Jobs for one worker: the fact (already evolved) and what the worker is sent."""
+
+    worker: Worker
+    fact: Fact
+    groups: list[AssignGroup]
+
+
+def free_slots(state: QueueState, worker: Worker) -> int:
+    """How many more jobs the worker may be given now."""
+    if not worker.connected or worker.abandoning or not worker.queues:
+        return 0
+    if state.drained and (EVERYONE in state.drained or worker.name in state.drained):
+        return 0
+    return worker.slots - len(worker.held)
+
+
+def claim(evolver: Evolver, worker: Worker, at_ns: int) -> Claim | None:
+    """Gives the worker as many jobs as it has slots for, best first; None when there are none for it."""
+    state = evolver.state
+    free = free_slots(state, worker)
+    if free <= 0:
+        return None
+    first_epoch = state.next_epoch
+    taken: list[Job] = []
+    size = 0
+    limits = _service_limits(worker)
+    while free > 0 and size < CLAIM_BYTES_MAX:
+        run = _next_run(worker, free, limits)
+        if not run:
+            break
+        run, size = _within(run, size)
+        if not run:
+            break
+        if limits:
+            limits[run[0].options.spec.service] -= len(run)
+        evolver.assign(worker, run, state.next_epoch, at_ns)
+        taken += run
+        free -= len(run)
+    if not taken:
+        return None
+    ids = [job.id for job in taken]
+    fact = Fact(Kind.ASSIGNED, rows.Assigned(worker.name, worker.generation, first_epoch, ids))
+    return Claim(worker, fact, _groups(taken))
+
+
+def _service_limits(worker: Worker) -> dict[str, int]:
+    """Free slots by service; empty when no service has fewer slots than the worker."""
+    if all(offer.slots >= worker.slots for offer in worker.offers.values() if offer.slots):
+        return {}
+    limits = {service: offer.slots for service, offer in worker.offers.items()}
+    for job in worker.held.values():
+        limits[job.options.spec.service] -= 1
+    return limits
+
+
+def _next_run(worker: Worker, free: int, limits: dict[str, int]) -> list[Job]:
+    best = rival = None
+    chosen = None
+    for service, queue in worker.queues:
+        if limits and limits[service] <= 0:
+            continue
+        key = queue.best()
+        if key is None:
+            continue
+        if best is None or key < best:
+            best, rival, chosen = key, best, queue
+        elif rival is None or key < rival:
+            rival = key
+    if chosen is None:
+        return []
+    if limits:
+        free = min(free, limits[chosen.service])
+    run: list[Job] = chosen.run(free, rival)
+    return run
+
+
+def _within(run: list[Job], size: int) -> tuple[list[Job], int]:
+    for index, job in enumerate(run):
+        payload = job.payload
+        size += len(payload) + 64 if type(payload) is bytes else 128
+        if size > CLAIM_BYTES_MAX and index:
+            return run[:index], size
+    return run, size
+
+
+def _groups(jobs: list[Job]) -> list[AssignGroup]:
+    groups: list[AssignGroup] = []
+    options: Options | None = None
+    batch: list[AssignedJob] = []
+    for job in jobs:
+        if job.options is not options:
+            options = job.options
+            batch = []
+            groups.append(AssignGroup(options.raw, options.timeout_ns / 1e9, batch))
+        extra = job.extra
+        checkpoint = extra.checkpoint if extra is not None else None
+        batch.append(AssignedJob(job.id, job.epoch, job.payload, job.attempts, checkpoint))
+    return groups
+
+
+def waiting_reason(state: QueueState, job: Job) -> str:
+    """Why a job waits, in words for people."""
+    if job.state is State.DELAYED:
+        return "back-off after a failure" if job.extra and job.extra.ready_ns else "not before its time"
+    spec = job.options.spec
+    if EVERYONE in state.drained:
+        return "claims are drained; `empd resume` opens them"
+    offers = [(w, w.offers[spec.service]) for w in state.workers.values() if w.connected and spec.service in w.offers]
+    if not offers:
+        return f"no connected worker offers {spec.service}"
+    if all(offer.slots == 0 or not worker.slots for worker, offer in offers):
+        reasons = {offer.reason or worker.reason for worker, offer in offers} - {""}
+        return "; ".join(sorted(reasons)) or "every worker that offers the service is paused"
+    queue_ids = {id(queue) for queue in job.options.group.queues}
+    if not any(id(queue) in queue_ids for worker, _ in offers for _, queue in worker.queues):
+        return "no connected worker meets the requirements"
+    return "every worker that could run it is busy"

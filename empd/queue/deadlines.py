@@ -1,0 +1,131 @@
+"""Decides what time brings: jobs that become due, limits that pass, retention. Nothing here reads a clock."""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+from empd.clock import NS_PER_MS, NS_PER_S, Instant
+from empd.errors import FailureClass
+from empd.job import Outcome, State
+from empd.queue.outcomes import Ends
+from empd.queue.policy import Policy
+from empd.queue.rows import Fact, Forgotten, Kind, Stopping, StoppingJob
+from empd.queue.state import Job, QueueState, Worker
+from empd.result import JobError
+
+_HELD = (State.ASSIGNED, State.CANCELLING)
+_FORGET_MAX = 10_000
+
+
+class Passed(NamedTuple):
+    """What time brought: facts, and the workers that did not stop a job in time, each with that job."""
+
+    facts: list[Fact]
+    stuck: list[tuple[Worker, Job]]
+
+
+def passed(state: QueueState, now: Instant) -> Passed:
+    """Limits that have passed by now."""
+    ends = Ends("", now.wall_ns)
+    stopping: list[StoppingJob] = []
+    ended: set[int] = set()
+    heap = state.deadlines
+    while heap and heap[0][0] <= now.mono_ns:
+        _, job_id, kind = heapq.heappop(heap)
+        job = state.jobs.get(job_id)
+        if job is None or job_id in ended or job.state is State.DEAD or (kind == "queue" and job.attempts):
+            continue
+        if job.state in _HELD:
+            if not (job.extra and job.extra.stop):
+                stopping.append(StoppingJob(job_id, job.epoch, FailureClass.EXPIRED))
+        else:
+            ended.add(job_id)
+            ends.add(job, Outcome.EXPIRED, JobError(FailureClass.EXPIRED, f"the {kind} time-out passed"))
+    for worker in state.workers.values():
+        if worker.limit_ns and worker.limit_ns <= now.mono_ns:
+            stopping += _over_limit(worker, now.mono_ns)
+    facts = ends.facts()
+    if stopping:
+        facts.append(Fact(Kind.STOPPING, Stopping(stopping)))
+    return Passed(facts, _stuck(state, now.mono_ns))
+
+
+def _over_limit(worker: Worker, mono_ns: int) -> list[StoppingJob]:
+    """Jobs past their run limit; the worker's own limit becomes that of the next one."""
+    over: list[StoppingJob] = []
+    nearest = 0
+    for job in worker.held.values():
+        if not job.limit_ns:
+            continue
+        if job.limit_ns <= mono_ns:
+            over.append(StoppingJob(job.id, job.epoch, FailureClass.TIMEOUT))
+        elif not nearest or job.limit_ns < nearest:
+            nearest = job.limit_ns
+    worker.limit_ns = nearest
+    return over
+
+
+def stalled(job: Job) -> Fact:
+    """The job has not moved for its service's progress limit: its holder is told to stop it."""
+    return Fact(Kind.STOPPING, Stopping([StoppingJob(job.id, job.epoch, FailureClass.TIMEOUT)]))
+
+
+def _stuck(state: QueueState, mono_ns: int) -> list[tuple[Worker, Job]]:
+    stuck: list[tuple[Worker, Job]] = []
+    heap = state.graces
+    while heap and heap[0][0] <= mono_ns:
+        _, job_id, epoch = heapq.heappop(heap)
+        job = state.jobs.get(job_id)
+        if job is not None and job.epoch == epoch and job.state is State.CANCELLING and job.holder is not None:
+            stuck.append((job.holder, job))
+    return stuck
+
+
+def rearm(state: QueueState, policy: Policy, mono_ns: int) -> None:
+    """After a replay: a holder that is being stopped gets its whole grace again, since nobody asked it meanwhile."""
+    state.graces = [
+        (mono_ns + policy.stop_grace_ns, job.id, job.epoch)
+        for job in state.jobs.values()
+        if job.state is State.CANCELLING
+    ]
+    heapq.heapify(state.graces)
+
+
+def next_deadline_ns(state: QueueState, now: Instant) -> int:
+    """The steady time at which `passed` or `due` has something to do; at most a second away, for the wall clock."""
+    nearest = now.mono_ns + NS_PER_S
+    for heap in (state.due_mono, state.deadlines, state.graces):
+        if heap and heap[0][0] < nearest:
+            nearest = heap[0][0]
+    if state.due_wall:
+        nearest = min(nearest, now.mono_ns + max(state.due_wall[0][0] - now.wall_ns, NS_PER_MS))
+    for worker in state.workers.values():
+        if worker.limit_ns and worker.limit_ns < nearest:
+            nearest = worker.limit_ns
+    return nearest
+
+
+def forgotten(state: QueueState, policy: Policy, now: Instant) -> list[Fact]:
+    """What is past retention: sessions, keys, dead letters; a bounded number at a time."""
+    sessions = [
+        s.number
+        for s in state.sessions.values()
+        if now.mono_ns - s.seen_mono_ns > policy.session_keep_ns and s.number not in state.open_jobs
+    ]
+    keys = [
+        name
+        for name, key in state.keys.items()
+        if key.ended_ns and now.wall_ns - key.ended_ns > policy.idempotency_keep_ns
+    ]
+    dead: list[int] = []
+    if state.dead:
+        buried = [job for job in state.jobs.values() if job.state is State.DEAD]
+        surplus = len(buried) - policy.dead_jobs_max
+        dead = [
+            job.id
+            for index, job in enumerate(buried)
+            if index < surplus or now.wall_ns - job.submitted_ns > policy.dead_keep_ns
+        ]
+    body = Forgotten(sessions[:_FORGET_MAX], keys[:_FORGET_MAX], dead[:_FORGET_MAX])
+    return [Fact(Kind.FORGOTTEN, body)] if sessions or keys or dead else []

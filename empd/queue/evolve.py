@@ -1,0 +1,454 @@
+"""`evolve`: what each fact does to the state. Live traffic and replay run the same functions.
+
+A row may speak of jobs that are not there: their beginning was trimmed and their state carried, or they ended. It
+then does nothing to them. What a row says is never judged here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+from empd.job import Cause, Outcome, State
+from empd.payload import BlobRef, Carried
+from empd.queue import rows
+from empd.queue.carry import restore_carry
+from empd.queue.options import OptionsTable
+from empd.queue.room import WaitingRoom
+from empd.queue.rows import Fact, Kind
+from empd.queue.state import (
+    ConnectorState,
+    Consumer,
+    Extra,
+    Job,
+    Key,
+    Options,
+    QueueState,
+    Session,
+    Worker,
+    extra_of,
+    worker_of,
+)
+from empd.result import FinishedJob
+
+HISTORY = "history"
+_ANSWERS_KEPT = 256
+
+
+class Evolver:
+    """Applies rows to a state, in their order."""
+
+    def __init__(self, state: QueueState, room: WaitingRoom, options: OptionsTable) -> None:
+        self.state = state
+        self.room = room
+        self.options = options
+        self._apply: dict[Kind, Callable[[int, int, Fact], None]] = {
+            Kind.STARTED: self._started,
+            Kind.CLOCK: self._clock,
+            Kind.SESSION: self._session,
+            Kind.SUBMITTED: self._submitted,
+            Kind.TAKEN: self._taken,
+            Kind.ASSIGNED: self._assigned,
+            Kind.RESULTS: self._results,
+            Kind.REQUEUED: self._requeued,
+            Kind.STOPPING: self._stopping,
+            Kind.RETRIED: self._retried,
+            Kind.CHECKPOINT: self._checkpoint,
+            Kind.STATE: self._connector_state,
+            Kind.CURSOR: self._cursor,
+            Kind.OPERATED: self._operated,
+            Kind.FORGOTTEN: self._forgotten,
+            Kind.CARRY: self._carry,
+        }
+
+    def evolve(self, at_ns: int, fact: Fact) -> int:
+        """Applies one fact as the next row, at wall time `at_ns`; returns its seq."""
+        seq = self.state.seq = self.state.seq + 1
+        self._apply[fact.kind](seq, at_ns, fact)
+        return seq
+
+    def mono_ns(self, at_ns: int) -> int:
+        """The steady time of a wall time, by the newest row that tied the two."""
+        return at_ns - self.state.wall_minus_mono_ns
+
+    # --- the broker itself ---
+
+    def _started(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.Started = fact.body
+        state = self.state
+        state.boot = body.boot
+        state.next_epoch = body.boot << 32 | 1
+        self._tie(at_ns, body.boot_id, body.mono_ns)
+
+    def _clock(self, seq: int, at_ns: int, fact: Fact) -> None:
+        self._tie(at_ns, fact.body.boot_id, fact.body.mono_ns)
+
+    def _tie(self, at_ns: int, boot_id: str, mono_ns: int) -> None:
+        """Within one kernel boot steady times stay as they are; after another boot they are counted from the wall
+        time that has passed, which is the best that is known."""
+        state = self.state
+        before, state.wall_minus_mono_ns = state.wall_minus_mono_ns, at_ns - mono_ns
+        if state.boot_id and state.boot_id != boot_id:
+            shift = before - state.wall_minus_mono_ns
+            state.deadlines = [(when + shift, job, kind) for when, job, kind in state.deadlines]
+            state.due_mono = [(when + shift, job) for when, job in state.due_mono]
+            for job in state.jobs.values():
+                if job.limit_ns:
+                    job.limit_ns += shift
+        state.boot_id = boot_id
+
+    # --- clients ---
+
+    def _session(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.SessionOpened = fact.body
+        state = self.state
+        state.sessions_opened = max(state.sessions_opened, body.session)
+        state.sessions[body.session] = Session(
+            body.session, body.token, body.name, touched=seq, seen_mono_ns=self.mono_ns(at_ns), answers={}, skipped=[]
+        )
+
+    def _submitted(self, seq: int, at_ns: int, fact: Fact) -> None:
+        submit = fact.body
+        first = job_id = fact.origin << 32 | submit.first
+        for group in submit.groups:
+            options = self.options.get(group.options)
+            jobs = [Job(job_id + i, options, p, seq, seq, at_ns) for i, p in enumerate(group.payloads)]
+            self._enter(jobs, options, at_ns)
+            if group.keys:
+                for job, key in zip(jobs, group.keys, strict=True):
+                    self._remember_key(job, key)
+            job_id += len(jobs)
+        self._count_open(fact.origin, job_id - first)
+        self._advance(fact.origin, submit.number, submit.first + job_id - first)
+
+    def _taken(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.Taken = fact.body
+        submit = rows.decode_submit(bytes(body.submit))
+        left_out = {refusal.index for refusal in body.refused} | {index for index, _ in body.existing}
+        index = 0
+        for group in submit.groups:
+            options = None
+            for position, payload in enumerate(group.payloads):
+                if index not in left_out:
+                    options = options or self.options.get(group.options)
+                    job = Job(fact.origin << 32 | submit.first + index, options, payload, seq, seq, at_ns)
+                    self._enter([job], options, at_ns)
+                    if group.keys:
+                        self._remember_key(job, group.keys[position])
+                index += 1
+        self._count_open(fact.origin, index - len(left_out))
+        session = self.state.sessions.get(fact.origin)
+        if session is not None:
+            for number, refusals in body.skipped:
+                session.answers[number] = (refusals, [])
+            session.skipped.clear()
+            session.answers[submit.number] = (body.refused, body.existing)
+            while len(session.answers) > _ANSWERS_KEPT:
+                del session.answers[next(iter(session.answers))]
+        self._advance(fact.origin, submit.number, submit.first + index)
+
+    def _advance(self, session_number: int, frame_number: int, next_job: int) -> None:
+        session = self.state.sessions.get(session_number)
+        if session is not None:  # else it is carried, with all this, by a later row
+            session.frame_number = frame_number
+            session.next_job = next_job
+
+    def _count_open(self, session_number: int, change: int) -> None:
+        open_jobs = self.state.open_jobs
+        count = open_jobs.get(session_number, 0) + change
+        if count > 0:
+            open_jobs[session_number] = count
+        else:
+            open_jobs.pop(session_number, None)
+
+    def _enter(self, jobs: list[Job], options: Options, at_ns: int) -> None:
+        state = self.state
+        held = state.jobs
+        size = 0
+        for job in jobs:
+            held[job.id] = job
+            payload = job.payload
+            size += len(payload) if type(payload) is bytes else self._refer(payload)
+        state.payload_bytes += size
+        mono_ns = self.mono_ns(at_ns)
+        for limit_ns, kind in ((options.queue_timeout_ns, "queue"), (options.total_timeout_ns, "total")):
+            if limit_ns:
+                for job in jobs:
+                    heapq.heappush(state.deadlines, (mono_ns + limit_ns, job.id, kind))
+        if options.not_before_ns > at_ns:
+            for job in jobs:
+                job.state = State.DELAYED
+                heapq.heappush(state.due_wall, (options.not_before_ns, job.id))
+        else:
+            self.room.append(options.group, jobs)
+
+    def _refer(self, payload: Carried) -> int:
+        assert isinstance(payload, BlobRef)
+        self.state.blobs[payload.id] = self.state.blobs.get(payload.id, 0) + 1
+        return 0  # the spool has a bound of its own
+
+    def _remember_key(self, job: Job, key: str) -> None:
+        if key:
+            extra_of(job).key = key
+            fingerprint = payload_fingerprint(job.options.spec.service, job.payload)
+            self.state.keys[key] = Key(job.id, fingerprint, 0, job.touched)
+
+    # --- attempts ---
+
+    def _assigned(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.Assigned = fact.body
+        worker = worker_of(self.state, body.worker, body.generation)
+        jobs = self.state.jobs
+        found = [jobs[job_id] for job_id in body.ids if job_id in jobs]
+        if len(found) == len(body.ids):
+            self.assign(worker, found, body.first_epoch, at_ns)
+            return
+        for offset, job_id in enumerate(body.ids):
+            if job_id in jobs:
+                self.assign(worker, [jobs[job_id]], body.first_epoch + offset, at_ns)
+        self.state.next_epoch = max(self.state.next_epoch, body.first_epoch + len(body.ids))
+
+    def assign(self, worker: Worker, jobs: list[Job], first_epoch: int, at_ns: int) -> None:
+        """The jobs are held by the worker, under consecutive epochs."""
+        epoch = first_epoch
+        held = worker.held
+        mono_ns = self.mono_ns(at_ns)
+        nearest = worker.limit_ns
+        assigned, waiting = State.ASSIGNED, State.WAITING
+        for job in jobs:
+            options = job.options
+            if job.state is waiting:
+                options.group.waiting -= 1
+            job.state = assigned
+            job.epoch = epoch
+            epoch += 1
+            job.holder = worker
+            job.started_ns = at_ns
+            job.attempts += 1
+            held[job.id] = job
+            if options.timeout_ns:
+                limit_ns = job.limit_ns = mono_ns + options.timeout_ns
+                if limit_ns < nearest or not nearest:
+                    nearest = limit_ns
+        worker.limit_ns = nearest
+        jobs[0].options.group.head()  # drops what was assigned from the head of the line
+        if epoch > self.state.next_epoch:
+            self.state.next_epoch = epoch
+
+    def _release(self, job: Job) -> None:
+        worker = job.holder
+        if worker is not None:
+            worker.held.pop(job.id, None)
+            job.holder = None
+            if not worker.held and not worker.connected:
+                self.state.workers.pop(worker.key, None)
+        job.epoch = 0
+        job.limit_ns = 0
+
+    def _results(self, seq: int, at_ns: int, fact: Fact) -> None:
+        state = self.state
+        jobs = state.jobs
+        ended: list[int] = []
+        known = 0
+        for group in fact.body.groups:
+            for finished in group.jobs:
+                job = jobs.get(finished.id)
+                if finished.outcome == Outcome.DEAD:
+                    if job is not None:
+                        self._bury(job, finished)
+                    continue
+                ended.append(finished.id)
+                if job is not None:
+                    del jobs[finished.id]
+                    self._end(job, at_ns)
+                    known += 1
+        if ended:
+            self._count_open(fact.body.session, -known)
+            session = state.sessions.get(fact.body.session)
+            if session is not None:
+                session.seen_mono_ns = self.mono_ns(at_ns)
+            state.recent.update(dict.fromkeys(ended, seq))
+            state.recent_rows.append((seq, ended))
+
+    def _end(self, job: Job, at_ns: int) -> None:
+        state = self.state
+        if job.state is State.WAITING:
+            job.options.group.waiting -= 1
+        elif job.state is State.DEAD:
+            state.dead -= 1
+        worker = job.holder
+        if worker is not None:
+            worker.held.pop(job.id, None)
+            job.holder = None
+            if not worker.connected and not worker.held:
+                state.workers.pop(worker.key, None)
+        job.state = State.DEAD  # a stale entry in the waiting room no longer counts
+        payload = job.payload
+        if type(payload) is bytes:
+            state.payload_bytes -= len(payload)
+        else:
+            self._unrefer(payload)
+        job.payload = b""
+        extra = job.extra
+        if extra is not None and extra.key and extra.key in state.keys:
+            state.keys[extra.key].ended_ns = at_ns
+
+    def _unrefer(self, payload: Carried) -> None:
+        assert isinstance(payload, BlobRef)
+        left = self.state.blobs.pop(payload.id, 1) - 1
+        if left:
+            self.state.blobs[payload.id] = left
+        else:
+            self.state.released.append(payload)
+
+    def _bury(self, job: Job, finished: FinishedJob) -> None:
+        if job.state is State.WAITING:
+            job.options.group.waiting -= 1
+        self._release(job)
+        job.state = State.DEAD
+        extra_of(job).error = finished.error
+        self.state.dead += 1
+
+    def _requeued(self, seq: int, at_ns: int, fact: Fact) -> None:
+        state = self.state
+        for item in fact.body.jobs:
+            job = state.jobs.get(item.id)
+            if job is None or job.epoch != item.epoch:
+                continue
+            self._release(job)
+            extra = extra_of(job)
+            extra.error = item.error or extra.error
+            extra.stop = ""
+            extra.charges = charged(extra.charges, Cause(item.cause))
+            if item.delay_ns:
+                job.state = State.DELAYED
+                extra.ready_ns = at_ns + item.delay_ns
+                heapq.heappush(state.due_mono, (self.mono_ns(at_ns) + item.delay_ns, job.id))
+            else:
+                job.state = State.WAITING
+                self.room.add(job)
+
+    def _stopping(self, seq: int, at_ns: int, fact: Fact) -> None:
+        grace_ns = self.mono_ns(at_ns) + self.options.policy.stop_grace_ns
+        for item in fact.body.jobs:
+            job = self.state.jobs.get(item.id)
+            if job is not None and job.epoch == item.epoch:
+                job.state = State.CANCELLING
+                job.limit_ns = 0
+                extra_of(job).stop = item.failure
+                heapq.heappush(self.state.graces, (grace_ns, job.id, job.epoch))
+
+    def _retried(self, seq: int, at_ns: int, fact: Fact) -> None:
+        for job_id in fact.body.ids:
+            job = self.state.jobs.get(job_id)
+            if job is not None and job.state is State.DEAD:
+                self.state.dead -= 1
+                extra = extra_of(job)
+                extra.charges, extra.error, extra.stop = (0, 0, 0), None, ""
+                job.state = State.WAITING
+                self.room.add(job)
+
+    def _checkpoint(self, seq: int, at_ns: int, fact: Fact) -> None:
+        job = self.state.jobs.get(fact.body.id)
+        if job is not None:
+            extra_of(job).checkpoint = fact.body.data
+
+    # --- everything else that is remembered ---
+
+    def _connector_state(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.StateWritten = fact.body
+        self.state.connector_states[body.key] = ConnectorState(body.version, body.data, seq)
+
+    def _cursor(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.Cursor = fact.body
+        self.state.consumers[body.consumer] = Consumer(body.seq, seq)
+        if body.consumer == HISTORY:
+            forget_recent(self.state, body.seq)
+
+    def _operated(self, seq: int, at_ns: int, fact: Fact) -> None:
+        self.state.drained = frozenset(fact.body.drained)
+
+    def _forgotten(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.Forgotten = fact.body
+        state = self.state
+        for session in body.sessions:
+            state.sessions.pop(session, None)
+        for key in body.keys:
+            state.keys.pop(key, None)
+        for consumer in body.consumers:
+            state.consumers.pop(consumer, None)
+        for job_id in body.dead:
+            job = state.jobs.pop(job_id, None)
+            if job is not None:
+                self._count_open(job_id >> 32, -1)
+                self._end(job, at_ns)
+
+    def _carry(self, seq: int, at_ns: int, fact: Fact) -> None:
+        restore_carry(self.state, self.room, self.options, seq, (self.mono_ns(at_ns), at_ns), fact.body)
+
+
+def payload_fingerprint(service: str, payload: Carried) -> bytes:
+    """Equal for equal payloads of one service; 16 bytes."""
+    digest = hashlib.blake2b(service.encode(), digest_size=16)
+    digest.update(payload if isinstance(payload, bytes) else f"{payload.size}:{payload.crc32}".encode())
+    return digest.digest()
+
+
+def charged(charges: tuple[int, int, int], cause: Cause) -> tuple[int, int, int]:
+    """The charges after one more attempt ended by `cause`."""
+    faults, crashes, losses = charges
+    if cause is Cause.JOB_FAULT:
+        return faults + 1, crashes, losses
+    if cause is Cause.WORKER_CRASHED:
+        return faults, crashes + 1, losses
+    if cause is Cause.HOST_LOST:
+        return faults, crashes, losses + 1
+    return charges
+
+
+def forget_recent(state: QueueState, through_seq: int) -> None:
+    """History holds everything that ended up to this row."""
+    recent = state.recent
+    while state.recent_rows and state.recent_rows[0][0] <= through_seq:
+        for job_id in state.recent_rows.popleft()[1]:
+            recent.pop(job_id, None)
+
+
+def due(state: QueueState, room: WaitingRoom, mono_ns: int, wall_ns: int) -> None:
+    """Moves jobs whose time has come into the waiting room."""
+    for heap, now in ((state.due_mono, mono_ns), (state.due_wall, wall_ns)):
+        while heap and heap[0][0] <= now:
+            job = state.jobs.get(heapq.heappop(heap)[1])
+            if job is not None and job.state is State.DELAYED:
+                job.state = State.WAITING
+                room.add(job)
+
+
+def describe(state: QueueState) -> dict[str, Any]:
+    """The facts of a state as plain values: equal for equal states."""
+    return {
+        "boot": state.boot,
+        "next_epoch": state.next_epoch,
+        "drained": sorted(state.drained),
+        "jobs": {
+            job.id: (
+                bytes(job.options.raw), job.payload, job.order, job.submitted_ns, max(job.state, State.DELAYED),
+                job.attempts, job.epoch, job.holder.key if job.holder else None, _plain(job.extra),
+            )
+            for job in state.jobs.values()
+        },
+        "sessions": {s.number: (s.token, s.frame_number, s.next_job) for s in state.sessions.values()},
+        "open_jobs": dict(state.open_jobs),
+        "keys": {name: (key.job, key.fingerprint, key.ended_ns) for name, key in state.keys.items()},
+        "states": {name: (value.version, value.data) for name, value in state.connector_states.items()},
+        "consumers": {name: consumer.seq for name, consumer in state.consumers.items()},
+        "payload_bytes": state.payload_bytes,
+        "dead": state.dead,
+        "blobs": dict(state.blobs),
+    }  # fmt: skip
+
+
+def _plain(extra: Extra | None) -> Extra | None:
+    return None if extra is None or extra == Extra() else extra

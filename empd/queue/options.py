@@ -1,0 +1,98 @@
+"""From the bytes that a client says of its jobs to `Options`: decoded, checked and resolved once, however many jobs
+share them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from empd.clock import NS_PER_S
+from empd.job import PRIORITY_MAX, PRIORITY_MIN, JobOptions
+from empd.payload import ENCODINGS
+from empd.queue import matching
+from empd.queue.policy import Policy, ServicePolicy
+from empd.queue.room import WaitingRoom
+from empd.queue.state import Options
+
+INTERNED_MAX = 20_000
+_decode = msgspec.msgpack.Decoder(JobOptions).decode
+_NO_POLICY = ServicePolicy()
+
+
+class OptionsTable:
+    """Interns options by their bytes. `policy` may be replaced when the configuration is read again."""
+
+    def __init__(self, policy: Policy, room: WaitingRoom) -> None:
+        self.policy = policy
+        self._room = room
+        self._known: dict[bytes, Options] = {}
+
+    def get(self, raw: msgspec.Raw) -> Options:
+        """The options behind the bytes. Raises ValueError when they are none."""
+        data = bytes(raw)
+        options = self._known.get(data)
+        if options is None:
+            if len(self._known) >= INTERNED_MAX:
+                self._known.clear()
+            options = self._known[data] = self._resolve(data)
+        return options
+
+    def replace_policy(self, policy: Policy) -> None:
+        """New limits hold for jobs submitted from now on."""
+        self.policy = policy
+        self._known.clear()
+
+    def _resolve(self, data: bytes) -> Options:
+        try:
+            spec = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"job options: {error}") from None
+        service = self.policy.services.get(spec.service, _NO_POLICY)
+        return Options(
+            raw=msgspec.Raw(data),
+            spec=spec,
+            group=self._room.group(spec.service, spec.priority, spec.requirements),
+            timeout_ns=service.timeout_ns if spec.timeout_s is None else int(spec.timeout_s * NS_PER_S),
+            queue_timeout_ns=int((spec.queue_timeout_s or 0) * NS_PER_S),
+            total_timeout_ns=int((spec.total_timeout_s or 0) * NS_PER_S),
+            not_before_ns=int((spec.not_before or 0) * NS_PER_S),
+            retries=service.retries if spec.retries is None else spec.retries,
+        )
+
+
+_SECONDS_MAX = 10 * 365 * 86_400.0
+
+
+def problem(spec: JobOptions) -> str:
+    """What is wrong with the values, in words that say what is accepted; empty when nothing is."""
+    if spec.encoding not in ENCODINGS:
+        return f"encoding is {spec.encoding!r}; accepted: {', '.join(ENCODINGS)}"
+    if not PRIORITY_MIN <= spec.priority <= PRIORITY_MAX:
+        return f"priority is {spec.priority}; accepted: {PRIORITY_MIN} to {PRIORITY_MAX}, higher first"
+    for name in ("timeout_s", "queue_timeout_s", "total_timeout_s"):
+        value = getattr(spec, name)
+        if value is not None and not 0 <= value <= _SECONDS_MAX:
+            return f"{name} is {value}; accepted: 0 (no limit) to {_SECONDS_MAX:.0f} seconds"
+    if spec.not_before is not None and not 0 <= spec.not_before <= 1e11:
+        return f"not_before is {spec.not_before}; accepted: a Unix time in seconds"
+    if spec.retries is not None and not 0 <= spec.retries <= 1000:
+        return f"retries is {spec.retries}; accepted: 0 to 1000"
+    if spec.after or spec.resources:
+        name = "after" if spec.after else "resources"
+        return f"{name} is not enforced by this version, so a job that needs it is not taken; leave it out"
+    return matching.problem(spec.requirements) if spec.requirements else ""
+
+
+def unmatchable(spec: JobOptions, policy: Policy) -> str:
+    """Why no configured worker could ever run the job; empty when one could."""
+    if spec.service not in policy.services:
+        known = ", ".join(sorted(policy.services)) or "none"
+        return f"no worker is configured for service {spec.service!r}; configured: {known}"
+    classes = [worker for worker in policy.classes if spec.service in worker.services]
+    for worker in classes:
+        if worker.open_ended and matching.could_match(spec.requirements, worker.capabilities):
+            return ""
+        if matching.matches(spec.requirements, worker.capabilities):
+            return ""
+    if not spec.requirements and classes:
+        return ""
+    return f"no configured worker for {spec.service!r} meets the requirements {spec.requirements}"

@@ -1,0 +1,120 @@
+"""Decides on what people ask of jobs: cancel, retry, state, list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from empd.errors import FailureClass
+from empd.job import JobFilter, Outcome, State
+from empd.queue.claims import waiting_reason
+from empd.queue.outcomes import Ends
+from empd.queue.rows import Fact, Ids, Kind, Stopping, StoppingJob
+from empd.queue.state import Job, QueueState
+from empd.result import JobError, JobStatus
+
+LIST_MAX = 1000
+
+
+class Cancelled(NamedTuple):
+    """What became of a cancel: facts, ids now cancelled, ids whose work is being stopped, ids not known here."""
+
+    facts: list[Fact]
+    cancelled: list[int]
+    cancelling: list[int]
+    unknown: list[int]
+
+
+def cancel(state: QueueState, ids: Iterable[int], at_ns: int) -> Cancelled:
+    """Waiting and dead-lettered jobs end at once; a held one when its work has stopped. Asking twice is fine."""
+    ends = Ends("", at_ns)
+    outcome = Cancelled([], [], [], [])
+    stopping: list[StoppingJob] = []
+    for job_id in dict.fromkeys(ids):
+        job = state.jobs.get(job_id)
+        if job is None:
+            outcome.unknown.append(job_id)
+        elif job.state in (State.ASSIGNED, State.CANCELLING):
+            outcome.cancelling.append(job_id)
+            if job.extra is None or job.extra.stop != FailureClass.CANCELLED:
+                stopping.append(StoppingJob(job_id, job.epoch, FailureClass.CANCELLED))
+        else:
+            outcome.cancelled.append(job_id)
+            ends.add(job, Outcome.CANCELLED, JobError(FailureClass.CANCELLED, "cancelled before it ran"))
+    outcome.facts.extend(ends.facts())
+    if stopping:
+        outcome.facts.append(Fact(Kind.STOPPING, Stopping(stopping)))
+    return outcome
+
+
+def retry(state: QueueState, ids: Iterable[int]) -> tuple[list[Fact], list[int]]:
+    """Dead-lettered jobs wait again with fresh budgets; returns the ids that did."""
+    dead = [i for i in dict.fromkeys(ids) if (job := state.jobs.get(i)) is not None and job.state is State.DEAD]
+    return ([Fact(Kind.RETRIED, Ids(dead))] if dead else []), dead
+
+
+def select(state: QueueState, wanted: JobFilter) -> Iterator[Job]:
+    """Jobs that fit a filter, in the order of their rows. Raises ValueError on an unknown state name."""
+    states = _states(wanted.states)
+    for job in state.jobs.values():
+        if states is not None and job.state not in states:
+            continue
+        spec = job.options.spec
+        if wanted.service is not None and spec.service != wanted.service:
+            continue
+        if wanted.customer_id is not None and spec.customer_id != wanted.customer_id:
+            continue
+        if wanted.workflow_id is not None and spec.workflow_id != wanted.workflow_id:
+            continue
+        if wanted.worker is not None and (job.holder is None or job.holder.name != wanted.worker):
+            continue
+        if wanted.labels and not (wanted.labels.items() <= (spec.labels or {}).items()):
+            continue
+        yield job
+
+
+def _states(names: list[str] | None) -> set[State] | None:
+    if names is None:
+        return None
+    known = {state.name.lower(): state for state in State}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is not a state of an unfinished job; accepted: {', '.join(known)}")
+    return {known[name] for name in names}
+
+
+def listing(state: QueueState, wanted: JobFilter) -> tuple[list[JobStatus], int | None]:
+    """One page of the jobs that fit, and the cursor of the next (None: this was the last). Cursors are row orders
+    joined with a count, so that a page neither repeats nor skips jobs that stay."""
+    limit = max(1, min(wanted.limit, LIST_MAX))
+    page: list[JobStatus] = []
+    for position, job in enumerate(select(state, wanted)):
+        if position < wanted.cursor:
+            continue
+        if len(page) == limit:
+            return page, position
+        page.append(status(state, job))
+    return page, None
+
+
+def status(state: QueueState, job: Job) -> JobStatus:
+    """What is known of an unfinished job, for a reader."""
+    spec = job.options.spec
+    holder = job.holder
+    waits = job.state in (State.WAITING, State.DELAYED)
+    return JobStatus(
+        id=job.id,
+        state=job.state.name.lower(),
+        service=spec.service,
+        priority=spec.priority,
+        submitted_ns=job.submitted_ns,
+        started_ns=job.started_ns,
+        attempts=job.attempts,
+        worker=holder.name if holder is not None else "",
+        epoch=job.epoch,
+        customer_id=spec.customer_id,
+        workflow_id=spec.workflow_id,
+        labels=spec.labels,
+        reason=waiting_reason(state, job) if waits else (job.extra.stop if job.extra else ""),
+        error=job.extra.error if job.extra else None,
+    )

@@ -1,0 +1,186 @@
+"""All that the queue knows: jobs, who holds them, sessions, keys, the state of connectors, cursors.
+
+`evolve` alone writes the facts in here. What is derived (the waiting room, deadlines) may be rebuilt from them.
+
+Memory per waiting job is what bounds a backlog, so a `Job` holds only what nearly every job needs; the rest is in
+`Extra`, made when the first such thing happens, and what jobs share lies once in `Options`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from empd.job import JobOptions, State
+from empd.payload import BlobRef, Carried
+from empd.result import JobError, Refusal
+
+
+class Options(msgspec.Struct, gc=False):
+    """One client's words about its jobs (`raw`), decoded once, with what follows from them. 0: no limit."""
+
+    raw: msgspec.Raw
+    spec: JobOptions
+    group: Any  # room.Group
+    timeout_ns: int
+    queue_timeout_ns: int
+    total_timeout_ns: int
+    not_before_ns: int
+    retries: int
+    problem: tuple[str, str] | None = None  # (failure class, reason) or ("", ""), once judged
+
+
+class Extra(msgspec.Struct, gc=False):
+    """What only some jobs have. `charges`: attempts charged to the job, to crashes, to lost hosts. `ready_ns`: wall
+    time before which it does not run again. `stop`: why its holder is being stopped."""
+
+    charges: tuple[int, int, int] = (0, 0, 0)
+    ready_ns: int = 0
+    key: str = ""
+    checkpoint: bytes | None = None
+    stop: str = ""
+    error: JobError | None = None
+
+
+class Job(msgspec.Struct, gc=False):
+    """An unfinished or dead-lettered job. `order`: the journal row that brought it, which is its place in the line.
+    `touched`: the last row that has to stay for it. Wall times in ns; `limit_ns` (steady): the end of this run."""
+
+    id: int
+    options: Options
+    payload: Carried
+    order: int
+    touched: int
+    submitted_ns: int
+    state: State = State.WAITING
+    attempts: int = 0
+    epoch: int = 0
+    started_ns: int = 0
+    limit_ns: int = 0
+    holder: Any = None  # Worker
+    extra: Extra | None = None
+
+
+def extra_of(job: Job) -> Extra:
+    """The job's `Extra`, made now if it had none."""
+    if job.extra is None:
+        job.extra = Extra()
+    return job.extra
+
+
+class Worker:
+    """One worker incarnation. `held` is a fact; the rest is what it said of itself since it connected."""
+
+    __slots__ = (
+        "abandoning", "capabilities", "connected", "device", "generation", "held", "limit_ns", "name", "offers",
+        "pid", "queues", "reason", "slots", "worker_type",
+    )  # fmt: skip
+
+    def __init__(self, name: str, generation: int) -> None:
+        self.name = name
+        self.generation = generation
+        self.held: dict[int, Job] = {}
+        self.limit_ns = 0  # a lower bound of the held jobs' limits; 0: none
+        self.connected = False
+        self.worker_type = ""
+        self.pid = 0
+        self.slots = 0
+        self.reason = ""
+        self.offers: dict[str, Offer] = {}
+        self.queues: list[tuple[str, Any]] = []  # (service, room.AskQueue) of what it takes now
+        self.capabilities: dict[str, Any] = {}
+        self.device: dict[str, Any] | None = None
+        self.abandoning: set[tuple[int, int]] = set()
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(name, generation): the incarnation."""
+        return self.name, self.generation
+
+
+class Offer(msgspec.Struct):
+    """One job type that a worker takes: how many at once, why not, which models it has loaded."""
+
+    slots: int
+    reason: str = ""
+    models: list[str] = []
+
+
+class Session(msgspec.Struct):
+    """A client session. `answers`: what was refused or already existed in recent frames, to say it again.
+    `skipped`: frames refused whole since the session's last row."""
+
+    number: int
+    token: bytes
+    name: str
+    frame_number: int = 0
+    next_job: int = 1
+    touched: int = 0
+    seen_mono_ns: int = 0
+    answers: dict[int, tuple[list[Refusal], list[tuple[int, int]]]] = {}
+    skipped: list[tuple[int, list[Refusal]]] = []
+
+
+class Key(msgspec.Struct, gc=False):
+    """An idempotency key. `ended_ns` (wall) 0 while its job is unfinished."""
+
+    job: int
+    fingerprint: bytes
+    ended_ns: int
+    touched: int
+
+
+class ConnectorState(msgspec.Struct, gc=False):
+    """A connector's own state."""
+
+    version: int
+    data: bytes
+    touched: int
+
+
+class Consumer(msgspec.Struct, gc=False):
+    """A consumer of the event stream: rows up to `seq` are processed. `touched`: the row that said so."""
+
+    seq: int
+    touched: int
+
+
+class QueueState:
+    """Everything. `jobs` is kept in the order of `touched`, which is what trimming walks along."""
+
+    def __init__(self) -> None:
+        self.boot = 0
+        self.boot_id = ""
+        self.wall_minus_mono_ns = 0
+        self.next_epoch = 0
+        self.sessions_opened = 0
+        self.seq = 0
+        self.jobs: dict[int, Job] = {}
+        self.workers: dict[tuple[str, int], Worker] = {}
+        self.sessions: dict[int, Session] = {}
+        self.open_jobs: dict[int, int] = {}  # session → its unfinished (and dead-lettered) jobs
+        self.keys: dict[str, Key] = {}
+        self.connector_states: dict[str, ConnectorState] = {}
+        self.consumers: dict[str, Consumer] = {}
+        self.drained: frozenset[str] = frozenset()
+        self.payload_bytes = 0
+        self.dead = 0
+        self.blobs: dict[str, int] = {}  # blob id → unfinished jobs that refer to it
+        self.released: list[BlobRef] = []  # blobs that no unfinished job refers to any more; the shell takes them
+        self.recent: dict[int, int] = {}  # ended job → its RESULTS row, until history has it
+        self.recent_rows: deque[tuple[int, list[int]]] = deque()
+        # Derived: the shell's tick moves jobs from here to the room, or ends them.
+        self.due_wall: list[tuple[int, int]] = []  # heap (wall ns, job id): not_before
+        self.due_mono: list[tuple[int, int]] = []  # heap (steady ns, job id): back-off
+        self.deadlines: list[tuple[int, int, str]] = []  # heap (steady ns, job id, "queue" | "total")
+        self.graces: list[tuple[int, int, int]] = []  # heap (steady ns, job id, epoch): told to stop
+
+
+def worker_of(state: QueueState, name: str, generation: int) -> Worker:
+    """The record of a worker incarnation, made now if there was none."""
+    worker = state.workers.get((name, generation))
+    if worker is None:
+        worker = state.workers[name, generation] = Worker(name, generation)
+    return worker
