@@ -159,6 +159,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _row("Directories in which workers look for Python modules first.", accepted="a list of directories"),
     ] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _row("The least that is logged.")] = "info"
+    accept_loss: Annotated[
+        bool, _row("Start although committed rows of the journal are missing; for this one start only.")
+    ] = False
     curve_dir: Annotated[
         Path | None,
         _row("Directory with the CURVE keys that tcp endpoints need.", default="none", example="/etc/empd/curve"),
