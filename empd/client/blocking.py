@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Unpack
 
@@ -14,7 +14,7 @@ from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history
 from empd.client.history import ask_history
 from empd.client.jobs import JobHandle, JobSet, deadline_after
-from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number
+from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, selection
 from empd.client.payloads import Payloads
 from empd.client.pump import Pump
 from empd.client.submissions import JOBS_PER_FRAME
@@ -27,6 +27,7 @@ from empd.wire.frames import Reset, Rows
 
 WINDOW = 20_000
 CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
 EXIT_TIMEOUT_S = 2.0
 CLOSE_LINGER_S = 0.5
@@ -172,12 +173,12 @@ class Client:
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
     ) -> list[str]:
         """Asks to stop jobs, by id or by filters (fields of JobFilter); the ids of those that had not ended."""
-        ids: list[str] = self._select(frames.Cancel, jobs, dry_run, filters)
+        ids: list[str] = self._request(selection(frames.Cancel, jobs, dry_run, filters))
         return ids
 
     def retry(self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any) -> list[str]:
         """Gives dead-lettered jobs another chance; the ids of those that it applied to."""
-        ids: list[str] = self._select(frames.Retry, jobs, dry_run, filters)
+        ids: list[str] = self._request(selection(frames.Retry, jobs, dry_run, filters))
         return ids
 
     def operate(self, verb: str, workers: Iterable[str] = ()) -> dict[str, Any]:
@@ -283,21 +284,9 @@ class Client:
             self._pump.check()
             request = self._conversation.request(make)
             self._pump.exchange()
-            self._wait_locked(lambda: request.ended, None)
+            if not self._wait_locked(lambda: request.ended, deadline_after(REQUEST_TIMEOUT_S)):
+                raise NotRunning(f"no answer from {self.endpoint} for {REQUEST_TIMEOUT_S:.0f} s; is the daemon up?")
         return request.value()
-
-    def _select(
-        self,
-        verb: type[frames.Cancel | frames.Retry],
-        jobs: Iterable[Identified | str | int],
-        dry_run: bool,
-        filters: Mapping[str, Any],
-    ) -> Any:
-        ids = [as_number(one) for one in jobs]
-        selected = frames.JobFilter(**filters) if filters else None
-        if not ids and selected is None:
-            raise ValueError("name jobs, or give a filter: an empty selection would mean all of them")
-        return self._request(lambda number: verb(number, ids, selected, dry_run))
 
     # --- the end -------------------------------------------------------------------------------------------------
 

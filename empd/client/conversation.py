@@ -80,6 +80,15 @@ class Conversation:
         self._greeted_ns = None
         self._control.clear()
 
+    def take_changes(self, changes: list[bool], now_ns: int) -> bool:
+        """The connection came up (True) or went down (False), in this order. Returns whether there was a change."""
+        for up in changes:
+            if up:
+                self.connected(now_ns)
+            else:
+                self.disconnected()
+        return bool(changes)
+
     def deadline_ns(self) -> int | None:
         """When `outgoing` has something to send although nothing came: a greeting that stays without answer, or a
         question after jobs of other sessions."""

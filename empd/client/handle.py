@@ -32,6 +32,14 @@ class Ending(NamedTuple):
     at_ns: int = 0
 
 
+class Watchers(list[Callable[[Any], None]]):
+    """Several watchers of one job."""
+
+    def __call__(self, handle: Any) -> None:
+        for watcher in tuple(self):
+            watcher(handle)
+
+
 class Handle(msgspec.Struct, eq=False, gc=False):
     """One job of this client. `gc=False`: there are many, and every cycle through one is cut when the job ends.
 
@@ -47,6 +55,7 @@ class Handle(msgspec.Struct, eq=False, gc=False):
     batch: Batch | None = None  # the Submit frame that carries it, until that is acknowledged
     on_end: Callable[[Any], None] | None = None
     foreign: bool = False  # of another session: the broker does not push its result, so it is asked for
+    following: bool = False  # ends with another handle of the same job
 
     @property
     def id(self) -> str:
@@ -70,18 +79,21 @@ class Handle(msgspec.Struct, eq=False, gc=False):
 
     def watch(self, callback: Callable[[Any], None]) -> None:
         """Calls `callback(handle)` once when the job ends; at once if it has."""
-        earlier = self.on_end
         if self.ended:
             callback(self)
-        elif earlier is None:
+        elif self.on_end is None:
             self.on_end = callback
+        elif isinstance(self.on_end, Watchers):
+            self.on_end.append(callback)
         else:
+            self.on_end = Watchers((self.on_end, callback))
 
-            def both(handle: Any) -> None:
-                earlier(handle)
-                callback(handle)
-
-            self.on_end = both
+    def unwatch(self, callback: Callable[[Any], None]) -> None:
+        """Takes back a `watch`."""
+        if self.on_end is callback:
+            self.on_end = None
+        elif isinstance(self.on_end, Watchers) and callback in self.on_end:
+            self.on_end.remove(callback)
 
     def end(self) -> None:
         """Tells the watcher."""
@@ -165,6 +177,10 @@ class Request:
             callback(self)
         else:
             self.on_end = callback
+
+    def unwatch(self, callback: Callable[[Any], None]) -> None:
+        """Takes back a `watch`."""
+        self.on_end = None
 
     def value(self) -> Any:
         """The answer; raises the error that came instead."""

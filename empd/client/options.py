@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol, TypedDict
 
@@ -10,8 +10,9 @@ import msgspec
 
 from empd import job
 from empd.errors import FailureClass, ProtocolError, Refused
+from empd.record import Record
 from empd.wire import codec
-from empd.wire.frames import JobOptions
+from empd.wire.frames import Cancel, JobFilter, JobOptions, Retry
 
 CACHED_OPTIONS_MAX = 256
 
@@ -51,6 +52,20 @@ def as_number(one: Identified | str | int) -> int:
     if isinstance(one, int):
         return one
     return job.parse_id(one) if isinstance(one, str) else one.number
+
+
+def selection(
+    verb: type[Cancel | Retry], jobs: Iterable[Identified | str | int], dry_run: bool, filters: Mapping[str, Any]
+) -> Callable[[int], Record]:
+    """Makes the frame that selects jobs by id or by filters (fields of JobFilter).
+
+    Raises ValueError when neither is given, TypeError for an unknown filter.
+    """
+    ids = [as_number(one) for one in jobs]
+    selected = JobFilter(**filters) if filters else None
+    if not ids and selected is None:
+        raise ValueError("name jobs, or give a filter: an empty selection would mean all of them")
+    return lambda number: verb(number, ids, selected, dry_run)
 
 
 class OptionsEncoder:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
-from empd.errors import EmpdError, ProtocolError
+from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
 
 CARETAKER_NAP_S = 0.02
 CARETAKER_AFTER_NS = 100_000_000
@@ -38,6 +38,7 @@ class Pump:
         self._waiting = 0
         self._pumped_ns = 0
         self._closing = False
+        self._abandoned = False
         self._stopped = threading.Event()
         self._busy = threading.Event()
         self._caretaker: threading.Thread | None = None
@@ -61,11 +62,7 @@ class Pump:
         now_ns = self._pumped_ns = time.monotonic_ns()
         try:
             while True:
-                for up in channel.changes():
-                    if up:
-                        conversation.connected(now_ns)
-                    else:
-                        conversation.disconnected()
+                conversation.take_changes(channel.changes(), now_ns)
                 received = channel.receive()
                 for data in received:
                     conversation.receive(data, now_ns)
@@ -153,7 +150,7 @@ class Pump:
             self._caretaker.start()
 
     def _caretake(self) -> None:
-        while not self._closing:
+        while not (self._closing or self._abandoned):
             self._busy.wait()
             self._stopped.wait(CARETAKER_NAP_S)
             with self.lock:
@@ -161,6 +158,7 @@ class Pump:
                     self._busy.clear()
                 elif not self._leading and self._neglected():
                     self._caretake_round()
+        self._discard()
 
     def _neglected(self) -> bool:
         idle_ns = time.monotonic_ns() - self._pumped_ns
@@ -171,7 +169,7 @@ class Pump:
         conversation = self.conversation
         self._caretaking = True
         try:
-            while conversation.busy and not (self._waiting or self._closing or conversation.failed):
+            while conversation.busy and not (self._waiting or self._closing or self._abandoned or conversation.failed):
                 self._lead(None)
         finally:
             self._caretaking = False
@@ -202,10 +200,20 @@ class Pump:
         os.close(self._wake_fd)
 
     def abandon(self) -> None:
-        """The client was dropped without `close`. Takes no lock: the collector may call this in any thread."""
-        self._closing = True
+        """The client was dropped without `close`. The collector calls this in any thread, so it must not wait for
+        the lock while the caretaker may hold it."""
+        if self._closing:
+            return
+        self._abandoned = True
+        if self._caretaker is None:
+            self._discard()
+            return
         self._stopped.set()
         self._busy.set()
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _discard(self) -> None:
+        self.close(Refused(FailureClass.UNAVAILABLE, "this client was dropped"), 0.0)
 
     def forked(self, error: EmpdError) -> None:
         """In a child of fork: nothing here is usable, and the parent's lock may be held for ever."""

@@ -113,8 +113,9 @@ class Submissions:
         if handle.foreign:
             self.foreign.add(handle.number)
         primary = self.open.setdefault(handle.number, handle)
-        if primary is handle:
+        if primary is handle or handle.following:
             return
+        handle.following = True
 
         def copy_end(ended: Handle) -> None:
             handle.finished, handle.error, handle.ending = ended.finished, ended.error, ended.ending
@@ -123,8 +124,8 @@ class Submissions:
         primary.watch(copy_end)
 
     def release(self, handle: Handle) -> None:
-        """Nobody waits for this job of another session now."""
-        if self.open.get(handle.number) is handle:
+        """Nobody waits for this job of another session now, unless another handle follows it."""
+        if self.open.get(handle.number) is handle and not handle.on_end:
             del self.open[handle.number]
 
     def followed(self) -> list[int]:
