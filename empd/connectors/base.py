@@ -1,0 +1,212 @@
+"""What every connector is: identity, typed configuration, and a life with states. Its errors are in `failures`.
+
+Connector                 identity, Config, open, close, check_health
+└── Service               process(job, context) → Result or any value
+abilities, each a base class of its own, found with issubclass:
+    Cancellable           cancel(job, context)
+    Resumable             resume(job, context): takes up context.last_checkpoint
+    ReportsProgress       calls context.progress at least every `progress_interval_s`
+    HasModels             models(): names of the models loaded now
+    DescribesService      service_info(): facts of the service behind it
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+
+from empd.connectors.context import Context, JobView
+from empd.connectors.failures import ConnectorError, ServiceUnavailable, describe
+from empd.device import Device
+
+
+class ConnectorState(enum.StrEnum):
+    """Where a connector stands. The base and the worker drive it, never the connector."""
+
+    STARTING = "starting"
+    WAITING_FOR_SERVICE = "waiting_for_service"
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    ACTIVE = "active"
+    ERROR = "error"
+    OFFLINE = "offline"
+
+
+class ConnectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Base of every `Config`: fields are the keys of `api_config`; an unknown key is an error."""
+
+
+def _no_log(event: str, **fields: Any) -> None:
+    """Drops a log line."""
+
+
+class Site(NamedTuple):
+    """Where a connector instance runs: all it is told beside its own configuration.
+
+    `secrets` holds the environment variables that `required_env` names. `log` writes one structured line of the
+    worker's log: `log(event, **fields)`.
+    """
+
+    service: str = ""
+    worker: str = ""
+    device: Device | None = None
+    max_concurrent_jobs: int = 1
+    isolation: str = ""
+    python_path: tuple[str, ...] = ()
+    secrets: Mapping[str, str] = {}
+    log: Callable[..., None] = _no_log
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A job's value, and what it used (name → number, e.g. `{"tokens": 812}`)."""
+
+    value: Any
+    usage: dict[str, float] | None = None
+
+
+class Connector:
+    """The adapter to something outside.
+
+    A subclass sets the identity, may set `Config`, and overrides `open`, `close` and `check_health` where it has
+    something to do there. It is constructed once per worker, in the event loop's thread.
+    """
+
+    connector_id: ClassVar[str] = ""
+    service_type: ClassVar[str] = "generic"
+    version: ClassVar[str] = "1"
+    Config: ClassVar[type[ConnectorConfig]] = ConnectorConfig
+    required_env: ClassVar[tuple[str, ...]] = ()
+    health_interval_s: ClassVar[float] = 30.0
+
+    def __init__(self, config: ConnectorConfig, site: Site) -> None:
+        self.config = config
+        self.site = site
+        self.active_jobs = 0
+        self.reason = ""
+        self.may_start = True
+        self._state = ConnectorState.STARTING
+
+    @property
+    def opened(self) -> bool:
+        """Whether `open` has succeeded and `close` has not been called."""
+        return self._state not in (ConnectorState.STARTING, ConnectorState.CONNECTING, ConnectorState.OFFLINE)
+
+    @property
+    def state(self) -> ConnectorState:
+        """The present state; `active` while a job runs."""
+        if self._state is ConnectorState.IDLE and self.active_jobs:
+            return ConnectorState.ACTIVE
+        return self._state
+
+    async def open(self) -> None:
+        """Makes ready: loads models, opens pools. Raising keeps the service closed, with the error as reason."""
+
+    async def close(self) -> None:
+        """Lets go of everything. Called once after a successful `open`."""
+
+    async def check_health(self) -> bool:
+        """Whether jobs can be taken now. Raising counts as False, with the error as reason."""
+        return True
+
+    @classmethod
+    def environment_needed(cls) -> tuple[str, ...]:
+        """`required_env` of the class and all its bases."""
+        names: dict[str, None] = {}
+        for kind in reversed(cls.__mro__):
+            names.update(dict.fromkeys(kind.__dict__.get("required_env", ())))
+        return tuple(names)
+
+    async def start(self) -> bool:
+        """Opens, then asks for health. True when jobs can be taken; else `reason` says why not.
+
+        After a ConnectorError that says no retry, `may_start` is False: only a reload changes that.
+        """
+        self._state = ConnectorState.CONNECTING
+        try:
+            await self.open()
+        except Exception as error:  # a connector is foreign code: whatever it raises must not reach its neighbours
+            self._state = ConnectorState.OFFLINE
+            self.may_start = not isinstance(error, ConnectorError) or error.retry
+            self.reason = describe(error)
+            return False
+        return await self.probe()
+
+    async def probe(self) -> bool:
+        """Asks for health and sets the state."""
+        was_open = self._state in (ConnectorState.IDLE, ConnectorState.ERROR)
+        try:
+            healthy = await self.check_health()
+            self.reason = "" if healthy else "health check failed"
+        except Exception as error:  # foreign code, as above
+            healthy, self.reason = False, describe(error)
+        if healthy:
+            self._state = ConnectorState.IDLE
+        else:
+            self._state = ConnectorState.ERROR if was_open else ConnectorState.WAITING_FOR_SERVICE
+        return healthy
+
+    async def stop(self) -> None:
+        """Closes what `start` opened; never raises."""
+        if not self.opened:
+            return
+        self._state = ConnectorState.OFFLINE
+        try:
+            await self.close()
+        except Exception as error:  # foreign code, as above
+            self.reason = describe(error)
+            self.site.log("connector_close_failed", service=self.site.service, reason=self.reason)
+
+
+class Service(Connector):
+    """A connector that processes jobs."""
+
+    async def process(self, job: JobView, context: Context) -> Any:
+        """Does one job; returns a `Result` or any value that msgpack can carry.
+
+        Raise a `ConnectorError` for a failure that you understand; anything else is `internal` and tried again.
+        On cancel, asyncio.CancelledError is raised inside (unless the class is `Cancellable`).
+        """
+        raise ServiceUnavailable(f"{type(self).__name__} has no process method", retry=False)
+
+
+class Cancellable:
+    """Stops a running job by its own means."""
+
+    cancel_grace_s: ClassVar[float] = 5.0
+    """After `cancel` has returned, `process` has this long to end before its task is cancelled too."""
+
+    async def cancel(self, job: JobView, context: Context) -> None:
+        """Makes `process` of this job end soon (interrupt it upstream)."""
+
+
+class Resumable:
+    """Takes up what an earlier attempt began."""
+
+    async def resume(self, job: JobView, context: Context) -> Any:
+        """As `process`, when `context.last_checkpoint` is there."""
+
+
+class ReportsProgress:
+    """Calls `context.progress` while it works."""
+
+    progress_interval_s: ClassVar[float] = 10.0
+    """It does so at least this often."""
+
+
+class HasModels:
+    """Knows which models are loaded."""
+
+    async def models(self) -> list[str]:
+        """The names of the models loaded now."""
+        return []
+
+
+class DescribesService:
+    """Can tell about the service behind it."""
+
+    async def service_info(self) -> dict[str, Any]:
+        """Version, features, limits: whatever an operator would like to see."""
+        return {}

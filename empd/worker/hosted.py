@@ -1,0 +1,176 @@
+"""One service inside a worker: its connector's life, health, and what is offered of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from empd.connectors import registry
+from empd.connectors.base import Cancellable, Connector, HasModels, Resumable, Service, Site
+from empd.connectors.context import Context, JobPort, JobView
+from empd.connectors.failures import ServiceUnavailable, describe
+from empd.wire.telemetry import Sample
+from empd.worker.log import Log
+from empd.worker.tally import Tally
+
+RETRY_FIRST_S = 1.0
+RETRY_MAX_S = 60.0
+
+Process = Callable[[JobView, Context], Any]
+
+
+class Plan(NamedTuple):
+    """What a service is built from, as the mapping says it; kept, so that a reload can build it again.
+
+    `missing_env` are variables that the mapping requires and the environment lacks; `required_env` all that it
+    requires.
+    """
+
+    connector: str
+    path: str
+    api_config: Mapping[str, Any]
+    missing_env: Sequence[str]
+    required_env: Sequence[str]
+    slots: int
+
+
+class Meter:
+    """Stands in for a connector that could not be built where its running jobs are counted."""
+
+    active_jobs = 0
+
+
+class Hosted:
+    """A service of this worker. While it cannot take jobs, `reason` says why.
+
+    `on_change()` is called when what can be offered has changed.
+    """
+
+    def __init__(self, name: str, plan: Plan, site: Site, port: JobPort, log: Log) -> None:
+        self.name = name
+        self.plan = plan
+        self.site = site
+        self.port = port
+        self.meter: Connector | Meter = Meter()
+        self.tally = Tally(name)
+        self.models: list[str] = []
+        self.cancellable: Cancellable | None = None
+        self.process: Process = self._refuse
+        self.resume: Process = self._refuse
+        self._log = log
+        self._connector: Service | None = None
+        self._reason = "starting"
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why no job can be taken; empty when one can."""
+        return self._reason
+
+    @property
+    def connector(self) -> Connector | None:
+        """The connector, once it is built."""
+        return self._connector
+
+    def build(self) -> None:
+        """Makes the connector. Never raises: what is wrong becomes the reason."""
+        plan = self.plan
+        try:
+            kind = registry.load_class(plan.connector, plan.path or None)
+            needed = dict.fromkeys((*plan.required_env, *kind.environment_needed()))
+            missing = dict.fromkeys((*plan.missing_env, *(name for name in needed if not os.environ.get(name))))
+            if missing:
+                raise registry.ConnectorUnavailable(f"missing environment variable: {', '.join(missing)}")
+            self.port.secrets = {name: os.environ[name] for name in needed}
+            connector = registry.build(kind, plan.api_config, self.site._replace(secrets=self.port.secrets))
+            if not isinstance(connector, Service):
+                raise registry.ConnectorUnavailable(f"connector {plan.connector!r} does not process jobs")
+        except registry.ConnectorUnavailable as error:
+            self._reason = str(error)
+            self._log("connector_unavailable", "error", service=self.name, reason=self._reason)
+            return
+        self._connector = self.meter = connector
+        self.cancellable = connector if isinstance(connector, Cancellable) else None
+        self.process = connector.process
+        self.resume = connector.resume if isinstance(connector, Resumable) else connector.process
+
+    async def open(self, on_change: Callable[[], None]) -> None:
+        """Opens the connector and looks after its health from then on. Never raises."""
+        if self._connector is None:
+            return
+        await self._look(self._connector, self._connector.start())
+        self._keeper = asyncio.create_task(self._keep(self._connector, on_change))
+
+    async def close(self) -> None:
+        """Closes the connector. Never raises."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait((keeper,))
+        connector, self._connector = self._connector, None
+        self.process = self.resume = self._refuse
+        if connector is not None:
+            await connector.stop()
+        self._reason = self._reason or "closed"
+
+    def samples(self) -> list[Sample]:
+        """This service's series."""
+        health = Sample("gauge", "empd_service_health", {"service": self.name}, 0.0 if self._reason else 1.0)
+        return [*self.tally.samples(), health]
+
+    def interrupt(self, context: Context, too_late: Callable[[], None]) -> None:
+        """Has the connector cancel a job by its own means; calls `too_late` when its grace is over."""
+        task = asyncio.create_task(self._interrupt(context, too_late))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _interrupt(self, context: Context, too_late: Callable[[], None]) -> None:
+        connector = self.cancellable
+        if connector is None:
+            too_late()
+            return
+        try:
+            async with asyncio.timeout(connector.cancel_grace_s):
+                await connector.cancel(context.job, context)
+        except Exception as error:  # foreign code; the task is cancelled next anyway
+            self._log("connector_cancel_failed", "warning", service=self.name, reason=describe(error))
+            too_late()
+            return
+        await asyncio.sleep(connector.cancel_grace_s)
+        too_late()
+
+    async def _keep(self, connector: Service, on_change: Callable[[], None]) -> None:
+        """Asks for health at the connector's interval; while it is bad, sooner, with back-off."""
+        retry_s = RETRY_FIRST_S
+        while True:
+            if self._reason:
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_MAX_S)
+            else:
+                retry_s = RETRY_FIRST_S
+                await asyncio.sleep(connector.health_interval_s)
+            before = (self._reason, self.models)
+            if connector.opened:
+                await self._look(connector, connector.probe())
+            elif connector.may_start:
+                await self._look(connector, connector.start())
+            if (self._reason, self.models) != before:
+                on_change()
+
+    async def _look(self, connector: Service, healthy: Coroutine[Any, Any, bool]) -> None:
+        was = self._reason
+        self._reason = "" if await healthy else connector.reason or "not healthy"
+        if not self._reason and isinstance(connector, HasModels):
+            try:
+                self.models = await connector.models()
+            except Exception as error:  # foreign code; a list of models is no reason to stop
+                self._log("connector_models_failed", "warning", service=self.name, reason=describe(error))
+        if self._reason != was:
+            level = "warning" if self._reason else "info"
+            self._log("service_health", level, service=self.name, state=connector.state.value, reason=self._reason)
+
+    async def _refuse(self, job: JobView, context: Context) -> Any:
+        raise ServiceUnavailable(self._reason or f"service {self.name!r} is closed")

@@ -1,0 +1,343 @@
+"""A worker: takes assigned jobs from the broker, runs connectors, tells how it went.
+
+Entered by the supervisor as `empd.worker.process:main`. One thread, one uvloop; order of life: `serve`, connect and
+open, take jobs, leave (drain, recycle, stop).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import uvloop
+import zmq
+
+from empd.connectors.base import Site
+from empd.connectors.context import JobDetails
+from empd.lifecycle import Child, ChildKind, Control, Notice, receive, send
+from empd.memory.arena import Arena
+from empd.wire import codec, frames
+from empd.worker.activity import Activities
+from empd.worker.hosted import Hosted, Plan
+from empd.worker.lanes import Entry, Lanes
+from empd.worker.link import Link
+from empd.worker.log import Log
+from empd.worker.outbox import Outbox
+from empd.worker.outcome import Outcomes
+from empd.worker.port import Port
+from empd.worker.report import METRICS_INTERVAL_S, Reporter
+from empd.worker.requests import Requests
+
+OPTIONS_CACHED_MAX = 1024
+LEAVE_POLL_S = 0.01
+SETTLE_S_MAX = 5.0
+STOP_SHARE = 0.8
+"""The part of `term_grace_s` that a stop may take, so that a stopped worker ends before it is killed."""
+
+
+def main(child: Child) -> int:
+    """Runs a worker until it is told to end. 0: it was asked to; 1: the supervisor is gone."""
+    kind = child.mapping.workers[child.worker_type]
+    os.environ.update(kind.environment)
+    sys.path[:0] = [str(path) for path in child.settings.python_path if str(path) not in sys.path]
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(Worker(child).serve())
+    finally:
+        loop.close()
+
+
+class Worker:
+    """One worker process's parts, and what happens on each frame and record."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._settings = child.settings
+        self._kind = child.mapping.workers[child.worker_type]
+        self._log = Log(child.settings.log_level, worker=child.name, generation=child.generation, pid=os.getpid())
+        self._routes: dict[str, str] = self._kind.routes()
+        self._details: dict[bytes, tuple[Hosted | None, JobDetails]] = {}
+        self._refusing = ""
+        self._welcomed = False
+        self._opened = False
+        self._ready_sent = False
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def serve(self) -> int:
+        """The worker's whole life; returns the exit status."""
+        self._startup()
+        try:
+            await self._open_services()
+            return await self._ended
+        finally:
+            await self._shutdown()
+
+    def _startup(self) -> None:
+        child, settings = self._child, self._settings
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        arena = Arena(settings.spool_dir, settings.volatile_dir)
+        self._reporter = Reporter(self._zmq, settings.telemetry_endpoint, settings.job_log_bytes_max)
+        self._link = Link(self._zmq, settings.workers_endpoint, self._on_frame, self._say_hello)
+        self._outbox = Outbox(self._link.send, self._loop.call_soon)
+        self._requests = Requests(self._link.send)
+        limit_bytes = self._kind.memory_max_bytes
+        self._activities = Activities(
+            child, settings.worker_memory_max_bytes if limit_bytes is None else limit_bytes, self._recycle
+        )
+        outcomes = Outcomes(self._outbox, arena, settings.durability != "memory", self._activities.note)
+        self._outcomes = outcomes
+        self._lanes = Lanes(self._kind.max_concurrent_jobs, outcomes, self._lane_lost)
+        self._services = {name: self._host(name, arena) for name in dict.fromkeys(self._routes.values())}
+        self._activities.watch(self._lanes, [hosted.tally for hosted in self._services.values()])
+        self._handlers: dict[type, Callable[[Any], object]] = {
+            frames.Assign: self._on_assign,
+            frames.Settled: lambda frame: self._outbox.settle(frame.number),
+            frames.Stop: lambda frame: self._lanes.stop((frame.id, frame.epoch), frame.failure),
+            frames.Abandon: lambda frame: self._abandon(frame.jobs),
+            frames.Stored: self._requests.answered,
+            frames.StateValue: self._requests.answered,
+            frames.WorkerWelcome: self._on_welcome,
+            frames.Error: self._on_error,
+        }
+        self._loop.add_reader(child.control.fileno(), self._on_control)
+        self._loop.add_signal_handler(signal.SIGTERM, self._stop)
+        self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the group; the supervisor decides
+        self._heartbeat()
+        self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)
+
+    def _host(self, name: str, arena: Arena) -> Hosted:
+        child, mapping = self._child, self._child.mapping
+        service = mapping.services[name]
+        entry = mapping.connectors.get(service.connector)
+        plan = Plan(
+            connector=service.connector,
+            path=entry.path if entry else "",
+            api_config=service.api_config,
+            missing_env=mapping.missing_service_env(child.worker_type, name, os.environ),
+            required_env=(*self._kind.required_env, *service.required_env),
+            slots=mapping.slots(child.worker_type, name),
+        )
+        site = Site(
+            service=name,
+            worker=child.name,
+            device=child.device,
+            max_concurrent_jobs=plan.slots,
+            isolation=service.isolation,
+            python_path=tuple(str(path) for path in self._settings.python_path),
+            log=self._log,
+        )
+        port = Port({}, self._requests, self._reporter, arena, self._activities.moved)
+        return Hosted(name, plan, site, port, self._log)
+
+    async def _open_services(self) -> None:
+        async def begin(hosted: Hosted) -> None:
+            hosted.build()
+            await hosted.open(self._offer)
+            self._offer()
+
+        await asyncio.gather(*(begin(hosted) for hosted in self._services.values()))
+        gc.collect()
+        gc.freeze()
+        self._opened = True
+        self._activities.measure_baseline(self._log)
+        self._tell_ready()
+
+    async def _shutdown(self) -> None:
+        self._loop.remove_reader(self._child.control.fileno())
+        if self._leaving is not None:
+            self._leaving.cancel()
+        await self._lanes.close()
+        await asyncio.gather(*(hosted.close() for hosted in self._services.values()))
+        self._snapshot()
+        self._reporter.close()
+        self._link.close()
+        self._zmq.term()
+
+    # --- what is offered ---------------------------------------------------------------------------------------------
+
+    def _offers(self) -> list[frames.ServiceOffer]:
+        offers = []
+        for job_type, name in self._routes.items():
+            hosted = self._services[name]
+            reason = self._refusing or hosted.reason
+            offers.append(frames.ServiceOffer(job_type, 0 if reason else hosted.plan.slots, reason, hosted.models))
+        return offers
+
+    def _slots(self) -> int:
+        return 0 if self._refusing else self._kind.max_concurrent_jobs
+
+    def _offer(self) -> None:
+        """Says what is offered now; before the first Welcome the next Hello says it."""
+        if self._welcomed:
+            self._link.send(frames.Capacity(self._slots(), self._offers(), self._refusing))
+
+    def _say_hello(self) -> None:
+        child = self._child
+        self._welcomed = self._outbox.open = False
+        hello = frames.WorkerHello(
+            version=frames.VERSION,
+            name=child.name,
+            generation=child.generation,
+            worker_type=child.worker_type,
+            slots=self._slots(),
+            offers=self._offers(),
+            held=list({*self._lanes.held(), *self._outbox.held()}),
+            capabilities=self._kind.capabilities,
+            device=msgspec.to_builtins(child.device) if child.device is not None else None,
+            pid=os.getpid(),
+        )
+        self._said = (hello.slots, hello.offers)
+        self._link.send(hello)
+
+    def _tell_ready(self) -> None:
+        if self._opened and self._welcomed and not self._ready_sent:
+            self._ready_sent = send(self._child.control, Control(Notice.READY, ChildKind.WORKER, self._child.slot))
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def _on_frame(self, frame: Any) -> None:
+        self._handlers[type(frame)](frame)
+
+    def _on_welcome(self, frame: frames.WorkerWelcome) -> None:
+        self._welcomed = self._outbox.open = True
+        self._abandon(frame.abandon)
+        self._outbox.resend()
+        self._requests.resend()
+        if (self._slots(), self._offers()) != self._said:
+            self._offer()
+        self._tell_ready()
+
+    def _on_assign(self, frame: frames.Assign) -> None:
+        for group in frame.groups:
+            hosted, details = self._group(bytes(group.options))
+            timeout_s = group.timeout_s
+            if hosted is None or self._refusing == "stopping":
+                for job in group.jobs:
+                    self._outcomes.never_ran(hosted, (job.id, job.epoch), "drain")
+            else:
+                entries: list[Entry] = [(hosted, details, timeout_s, job) for job in group.jobs]
+                self._lanes.add(entries)
+
+    def _group(self, options: bytes) -> tuple[Hosted | None, JobDetails]:
+        found = self._details.get(options)
+        if found is None:
+            decoded = codec.decode_options(options)
+            details = JobDetails(**{name: getattr(decoded, name) for name in JobDetails.__struct_fields__})
+            found = (self._services.get(self._routes.get(decoded.service, "")), details)
+            if len(self._details) >= OPTIONS_CACHED_MAX:
+                self._details.clear()
+            self._details[options] = found
+        return found
+
+    def _abandon(self, claims: list[tuple[int, int]]) -> None:
+        """Stops these; each is named in `Abandoned` once it has stopped (at once, when it does not run here)."""
+        wanted = {(job_id, epoch) for job_id, epoch in claims}
+        self._outbox.drop(wanted)
+        for claim in wanted:
+            if not self._lanes.stop(claim, "abandon"):
+                self._outbox.abandoned(claim)
+
+    def _on_error(self, frame: frames.Error) -> None:
+        if not (frame.request and self._requests.refused(frame)):
+            self._log("broker_error", "error", failure=frame.failure, message=frame.message)
+
+    # --- control and signals -----------------------------------------------------------------------------------------
+
+    def _on_control(self) -> None:
+        records = receive(self._child.control)
+        if records is None:
+            self._end(1)
+            return
+        for record in records:
+            match record.notice:
+                case Notice.DRAIN:
+                    self._leave("draining", Notice.DRAINED, float(record.value))
+                case Notice.RESUME:
+                    self._resume()
+                case Notice.RELOAD:
+                    self._loop.create_task(self._reload()).add_done_callback(lambda _: self._offer())
+                case Notice.STOP:
+                    self._stop()
+                case _:
+                    continue  # neighbours: the broker's concern
+
+    def _stop(self) -> None:
+        self._leave("stopping", None, self._settings.term_grace_s * STOP_SHARE)
+
+    def _recycle(self) -> None:
+        if not self._refusing:
+            self._log("worker_recycled", "warning", rss_bytes=self._activities.rss_bytes)
+            self._leave("recycling", Notice.RECYCLE, 0.0)
+
+    def _resume(self) -> None:
+        if self._refusing == "draining" and self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving, self._refusing = None, ""
+            self._offer()
+
+    async def _reload(self) -> None:
+        """Builds again what could not be built or opened."""
+        for hosted in self._services.values():
+            if hosted.reason:
+                await hosted.close()
+                hosted.build()
+                await hosted.open(self._offer)
+
+    def _leave(self, how: str, notice: Notice | None, limit_s: float) -> None:
+        if self._refusing == "stopping":
+            return
+        self._refusing = how
+        if self._leaving is not None:
+            self._leaving.cancel()
+        if notice is Notice.RECYCLE:
+            send(self._child.control, Control(notice, ChildKind.WORKER, self._child.slot))
+        self._offer()
+        self._leaving = self._loop.create_task(self._finish(how, notice, limit_s))
+
+    async def _finish(self, how: str, notice: Notice | None, limit_s: float) -> None:
+        """Ends the process when nothing runs and all is settled; at the limit (0: none) running jobs are stopped."""
+        stop_at_s = self._loop.time() + limit_s if limit_s > 0 else float("inf")
+        if how == "stopping":
+            self._lanes.stop_all("drain")
+        while self._lanes.busy:
+            if self._loop.time() >= stop_at_s:
+                if how == "stopping":
+                    break
+                self._lanes.stop_all("drain")
+                how, stop_at_s = "stopping", self._loop.time() + self._settings.term_grace_s * STOP_SHARE
+            await asyncio.sleep(LEAVE_POLL_S)
+        self._outbox.flush()
+        settle_by_s = self._loop.time() + SETTLE_S_MAX
+        while not self._outbox.empty and self._loop.time() < settle_by_s:
+            await asyncio.sleep(LEAVE_POLL_S)
+        if notice is Notice.DRAINED:
+            send(self._child.control, Control(notice, ChildKind.WORKER, self._child.slot))
+        self._end(0)
+
+    def _end(self, status: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+    def _lane_lost(self, error: BaseException | None) -> None:
+        self._log("lane_lost", "error", reason=repr(error))
+
+    # --- timers ------------------------------------------------------------------------------------------------------
+
+    def _heartbeat(self) -> None:
+        self._activities.heartbeat()
+        self._loop.call_later(self._settings.heartbeat_s, self._heartbeat)
+
+    def _snapshot(self) -> None:
+        samples = [sample for hosted in self._services.values() for sample in hosted.samples()]
+        self._reporter.metrics(self._child.name, self._child.generation, samples + self._activities.samples())
+        if not self._ended.done():
+            self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)
