@@ -13,12 +13,12 @@ WORKERS ?= auto
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types unit bench lock clean system
+.PHONY: help setup demo test lint format types unit bench samples lock clean system
 
 help:
 	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
 	@echo "make test    lint, types and every test"
-	@echo "make lint | format | types | unit | bench | lock | clean"
+	@echo "make lint | format | types | unit | bench | samples | lock | clean"
 
 setup: $(READY)
 
@@ -58,6 +58,10 @@ unit: system $(READY) $(WHEELS)/.ready
 
 bench: $(READY)
 	@$(BIN)/python -m empd.bench
+
+# etc/empd.toml, from the table of settings.
+samples: $(READY)
+	@$(BIN)/python -c 'from empd.samples import sample_toml; print(sample_toml(), end="")' > etc/empd.toml
 
 system:
 	@.ci/system-packages test

@@ -120,7 +120,7 @@ def _bounds(meta: msgspec.Meta | None) -> str:
 
 
 def _decode_path(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, (str, Path)) and str(value):
+    if kind is Path and isinstance(value, (str, Path)) and str(value) and "\0" not in str(value):
         return Path(value)
     raise TypeError(f"{value!r} is not a path")
 

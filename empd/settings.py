@@ -330,7 +330,7 @@ class _Gathered:
         """Converts a value and keeps it, unless a stronger source gave one; mistakes are reported either way."""
         row = SETTINGS[name]
         try:
-            result = _normal(name, convert(row.type, value, from_text=from_text))
+            result = _absolute(_normal(name, convert(row.type, value, from_text=from_text)))
             _check_value(name, result)
         except ValueError as error:
             reason = f" ({error})" if isinstance(error, _Wrong) else ""
@@ -338,7 +338,7 @@ class _Gathered:
             self.values.setdefault(name, None)
             return
         if name not in self.values:
-            self.values[name], self.sources[name], self.keys[name] = _absolute(result), source, key
+            self.values[name], self.sources[name], self.keys[name] = result, source, key
 
     def from_flags(self, flags: Mapping[str, Any]) -> None:
         for name, value in flags.items():
@@ -461,7 +461,10 @@ def _cross_check(settings: Settings, where: Callable[[str], str]) -> list[str]:
 
 def _absolute(value: Any) -> Any:
     if isinstance(value, Path):
-        return Path(os.path.abspath(value.expanduser()))
+        try:
+            return Path(os.path.abspath(value.expanduser()))
+        except RuntimeError:
+            raise _Wrong("no such user") from None
     if isinstance(value, tuple):
         return tuple(_absolute(item) for item in value)
     return value
