@@ -44,7 +44,6 @@ class Member:
     condemned: Exit | None = None  # why the ladder runs
     died: int | None = None  # the leader's wait status, while its tree is being emptied
     died_ns: int = 0
-    leaves_table: bool = False  # to be dropped once it is down
     outbox: collections.deque[Control] = field(default_factory=collections.deque)
 
     @property

@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Set
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from empd.lifecycle import evidence_path
 
@@ -22,18 +23,25 @@ def open_for(runtime_dir: Path, generation: int) -> int:
     return os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def sweep(runtime_dir: Path, keep: int = FILES_KEPT) -> int:
-    """Deletes all but the `keep` newest files (the empty ones first to go); returns how many went."""
+def drop_empty(runtime_dir: Path, generation: int) -> None:
+    """Deletes the file of a child that died without a word."""
+    path = evidence_path(runtime_dir, generation)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size == 0:
+            path.unlink()
+
+
+def sweep(runtime_dir: Path, living: Set[int] = frozenset(), keep: int = FILES_KEPT) -> int:
+    """Deletes all but the `keep` newest files and those of `living` generations; returns how many went."""
     folder = runtime_dir / "evidence"
-    if not folder.is_dir():
-        return 0
+    spared = {evidence_path(runtime_dir, generation).name for generation in living}
     found = []
     for entry in os.scandir(folder):
         with contextlib.suppress(FileNotFoundError):
-            stat = entry.stat()
-            found.append((stat.st_size > 0, stat.st_mtime_ns, entry.path))
+            if entry.name not in spared:
+                found.append((entry.stat().st_mtime_ns, entry.path))
     doomed = sorted(found)[: max(0, len(found) - keep)]
-    for _, _, path in doomed:
+    for _, path in doomed:
         Path(path).unlink(missing_ok=True)
     return len(doomed)
 
@@ -70,6 +78,11 @@ class Tee:
         tail = os.pread(self._fd, keep, max(0, size - keep))
         os.ftruncate(self._fd, 0)
         os.write(self._fd, tail)
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """For writers of bytes; they bypass the evidence."""
+        return self._stream.buffer
 
     def flush(self) -> None:
         self._stream.flush()

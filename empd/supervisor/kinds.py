@@ -28,6 +28,8 @@ Kinds = Mapping[ChildKind, Kind]
 
 def kinds(settings: Settings) -> dict[ChildKind, Kind]:
     """The table, with the limits that the settings carry."""
+    # However slow the beat is set, one that is late is not yet one that has stopped.
+    silence_s = max(15.0, 10 * settings.heartbeat_s)
     base = Policy(drain_s=settings.drain_s, term_grace_s=settings.term_grace_s)
     return {
         # Replay takes as long as the journal is long; a broker that is away holds up everybody, so it waits least.
@@ -35,21 +37,25 @@ def kinds(settings: Settings) -> dict[ChildKind, Kind]:
             "empd.broker.process:main",
             base._replace(start_s=600.0, stop_s=10.0, backoff_max_s=2.0, open_s=5.0, open_max_s=30.0, drain_s=10.0),
             _ALL,
-            heartbeat_s=15.0,
+            heartbeat_s=silence_s,
         ),
         ChildKind.WEB: Kind(
-            "empd.web.process:main", base._replace(drain_s=5.0, start_s=30.0), _ALL, heartbeat_s=15.0, oom_score_adj=100
+            "empd.web.process:main",
+            base._replace(drain_s=5.0, start_s=30.0),
+            _ALL,
+            heartbeat_s=silence_s,
+            oom_score_adj=100,
         ),
         ChildKind.TELEMETRY: Kind(
             "empd.telemetry.process:main",
             base._replace(drain_s=2.0, stop_s=2.0, term_grace_s=1.0, open_max_s=60.0),
-            heartbeat_s=20.0,
+            heartbeat_s=silence_s,
             oom_score_adj=200,
         ),
         ChildKind.WORKER: Kind(
             "empd.worker.process:main",
             base._replace(start_s=30.0, budget=10),
-            heartbeat_s=20.0,
+            heartbeat_s=silence_s,
             may_hold_jobs=True,
             oom_score_adj=300,
         ),

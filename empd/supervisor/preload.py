@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 from collections.abc import Iterable
 
 
 def preload(modules: Iterable[str]) -> list[str]:
-    """Imports `modules`; returns those that could not be imported, with the reason.
+    """Imports `modules`; returns those that could not be imported, or that started a thread, with the reason.
 
     A child that needs a missing one says so itself when it is entered. Afterwards the garbage collector leaves all
     that is loaded alone, so that the pages stay shared.
     """
-    missing = []
+    wrong = []
+    threads = _threads()
     for name in modules:
         try:
             importlib.import_module(name)
         except Exception as error:
             # Whatever a module does when it is imported, the supervisor goes on; the child that needs it will say so.
-            missing.append(f"{name}: {type(error).__name__}: {error}")
+            wrong.append(f"{name}: {type(error).__name__}: {error}")
+        if (now := _threads()) > threads:
+            # A fork would leave what that thread holds locked for ever.
+            wrong.append(f"{name}: starts a thread when it is imported; take it out of `preload`")
+            threads = now
     gc.collect()
     gc.freeze()
-    return missing
+    return wrong
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))

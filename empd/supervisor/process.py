@@ -39,6 +39,7 @@ from empd.supervisor.warden import Warden, workers_of
 
 _log = logging.getLogger("empd.supervisor")
 _BOARD_SLOTS = 128
+_VERDICTS = frozenset({Exit.CRASHED, Exit.HUNG, Exit.GPU_LOST, Exit.OUT_OF_MEMORY, Exit.DRAINED})
 
 
 class Supervisor:
@@ -169,7 +170,7 @@ class Supervisor:
         elif record.notice is Notice.KILL:
             target = self.warden.children.find(record.slot, record.generation)
             if target is not None and target is not member:
-                self.warden.condemn(target, Exit(record.cause), Event.KILL)
+                self.warden.condemn(target, _verdict(record.cause), Event.KILL)
         elif record.notice is Notice.RELOAD_REQUEST:
             self._reload()
         elif record.notice is Notice.STOP_REQUEST:
@@ -260,6 +261,11 @@ class Supervisor:
             path.with_suffix(".part").rename(path)
         except OSError as error:
             _log.warning("%s could not be written: %s", path, error)
+
+
+def _verdict(cause: int) -> Exit:
+    """The cause in a KILL record; a number that means nothing, or no fault, counts as hung."""
+    return Exit(cause) if cause in _VERDICTS else Exit.HUNG
 
 
 def _child_status(member: Member) -> dict[str, object]:

@@ -72,7 +72,13 @@ def spawn(
                 _be_child(child, kind, parent_pid, trees, (ours, *foreign))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return Spawned(pid, os.pidfd_open(pid), ours)
+        try:
+            return Spawned(pid, os.pidfd_open(pid), ours)
+        except OSError:
+            # A child that cannot be watched must not live.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
     except OSError:
         ours.close()
         raise

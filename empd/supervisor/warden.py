@@ -15,6 +15,7 @@ from pathlib import Path
 from empd.clock import NS_PER_MS, NS_PER_S
 from empd.lifecycle import ChildKind, Control, Exit, Notice, evidence_path, receive, send
 from empd.memory.board import Board, Identity, SlotState
+from empd.supervisor import evidence
 from empd.supervisor.children import Children, Member
 from empd.supervisor.kinds import Kinds
 from empd.supervisor.plan import Plan
@@ -28,6 +29,8 @@ _log = logging.getLogger("empd.supervisor")
 _BURIAL_NS_MAX = 5 * NS_PER_S
 _BURIAL_RETRY_NS = 2 * NS_PER_MS
 _OUTBOX_MAX = 4096
+_VALUE_MAX = 2**63 - 1
+_SWEEP_EVERY = 64
 
 _SLOT_STATES = {
     State.DOWN: SlotState.DEAD,
@@ -163,6 +166,8 @@ class Warden:
         member.generation = self.children.next_generation()
         member.started_ns, member.ready_ns, member.condemned = time.monotonic_ns(), 0, None
         member.outbox.clear()
+        if member.generation % _SWEEP_EVERY == 0:
+            evidence.sweep(self._runtime_dir, {each.generation for each in self.children})
         plan = self.plan
         place = Place(member.slot, member.generation, self._runtime_dir, self._board.fd, plan.settings, plan.mapping)
         foreign = [each.control for each in self.children if each.control is not None]
@@ -207,6 +212,7 @@ class Warden:
             member.control = None
         member.died, member.last_exit, member.last_status = None, cause, status
         job_id = self._job_of(member)
+        evidence.drop_empty(self._runtime_dir, member.generation)
         gone = Control(Notice.GONE, spec.kind, member.slot, member.generation, int(cause), member.pid, status, job_id)
         member.pid = 0
         self._end_dump(member.generation)
@@ -234,7 +240,8 @@ class Warden:
 
     def _job_of(self, member: Member) -> int:
         activity = self._board.read(member.slot).own_activity
-        return activity.job_id if activity is not None else 0
+        # The child wrote it: whatever it is, it has to fit the record.
+        return activity.job_id & _VALUE_MAX if activity is not None else 0
 
     def _dump(self, member: Member) -> None:
         self._signal(member, signal.SIGUSR1)
