@@ -175,7 +175,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
 
     def worker_plan(self, devices: list[Device]) -> list[WorkerPlan]:
         """The workers to run on these devices. GPU-bound ones are `<type>-gpu<N>` (a second one on the same GPU
-        `<type>-gpu<N>-1`), the others `<type>-<N>`."""
+        `<type>-gpu<N>.1`), the others `<type>-<N>`."""
         plan: list[WorkerPlan] = []
         for name, worker in self.workers.items():
             if not worker.is_gpu_bound:
@@ -185,7 +185,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
                 count = len(devices) if worker.instances is None else worker.instances
                 for i in range(count):
                     lap, place = divmod(i, len(devices))
-                    suffix = f"-{lap}" if lap else ""
+                    suffix = f".{lap}" if lap else ""
                     device = devices[place]
                     plan.append(WorkerPlan(f"{name}-gpu{device.index}{suffix}", name, device))
         return plan
@@ -256,6 +256,8 @@ def _read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         text = f"{path}: line {error.lineno} column {error.colno}: not JSON: {error.msg}; accepted: a JSON object"
         raise ConfigError([text]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: nested too deep; accepted: a JSON object"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}; accepted: JSON in UTF-8"]) from None
     except OSError as error:
