@@ -33,7 +33,7 @@ class HeartbeatWatch:
 
     def _is_silent(self, member: Member, now_ns: int) -> bool:
         kind = self._kinds[member.spec.kind]
-        if member.life.state is not State.READY or not kind.heartbeat_s:
+        if member.life.state not in (State.READY, State.RECYCLING) or not kind.heartbeat_s:
             return False
         activity = self._board.read(member.slot).own_activity
         if kind.may_hold_jobs and activity is not None and (activity.job_id or activity.jobs_running):

@@ -10,6 +10,8 @@ from empd.settings import Settings
 from empd.supervisor.restart import Policy
 
 _ALL = frozenset(ChildKind)
+# How long a stopping worker may wait for the broker to take its last results.
+_SETTLE_S = 6.0
 
 
 class Kind(NamedTuple):
@@ -54,7 +56,8 @@ def kinds(settings: Settings) -> dict[ChildKind, Kind]:
         ),
         ChildKind.WORKER: Kind(
             "empd.worker.process:main",
-            base._replace(start_s=30.0, budget=10),
+            # It is READY when its models are loaded, which takes minutes; and it stops its jobs before it stops.
+            base._replace(start_s=1800.0, budget=10, stop_s=settings.term_grace_s + _SETTLE_S),
             heartbeat_s=silence_s,
             may_hold_jobs=True,
             oom_score_adj=300,

@@ -29,7 +29,9 @@ class Plan(NamedTuple):
         """The memory at which the kernel kills the child's tree; 0 = none."""
         if spec.kind is not ChildKind.WORKER:
             return 0
-        return int(self.settings.worker_memory_max_bytes * _HARD_LIMIT_SHARE)
+        own_bytes = self.mapping.workers[spec.worker_type].memory_max_bytes
+        soft_bytes = self.settings.worker_memory_max_bytes if own_bytes is None else own_bytes
+        return int(soft_bytes * _HARD_LIMIT_SHARE)
 
 
 def make_plan(settings: Settings, mapping: Mapping, devices: Sequence[Device]) -> Plan:

@@ -9,7 +9,8 @@
                                                                  └────────────────────┘ with a longer wait
 
     any process:  DRAIN ▶ DRAINING ─ limit ▶ STOPPING ─ limit ▶ DUMPING ─ gap ▶ TERMINATING ─ grace ▶ KILLING
-                  (HANG and KILL enter at DUMPING, NOW at KILLING; each state falls to its exit event)
+                  (HANG and KILL enter at DUMPING, NOW at KILLING; each state falls to its exit event;
+                  RECYCLE ▶ RECYCLING is a drain that the child began itself, without a limit)
 
 What is wanted (`Goal`) is kept apart from what is (`State`): the same exit from DRAINING leads to a replacement
 when the child is wanted and to DOWN when it is not. Time and chance are arguments.
@@ -44,6 +45,7 @@ class State(enum.IntEnum):
     BACKOFF = 8
     OPEN = 9
     HALF_OPEN = 10
+    RECYCLING = 11  # leaves by itself, however long what runs in it still takes
 
 
 class Event(enum.IntEnum):
@@ -80,6 +82,7 @@ LIVE = frozenset(
         State.STARTING,
         State.HALF_OPEN,
         State.READY,
+        State.RECYCLING,
         State.DRAINING,
         State.STOPPING,
         State.DUMPING,
@@ -88,7 +91,7 @@ LIVE = frozenset(
     }
 )
 # … and in these it has been told to go.
-LEAVING = frozenset({State.DRAINING, State.STOPPING, State.DUMPING, State.TERMINATING, State.KILLING})
+LEAVING = frozenset({State.RECYCLING, State.DRAINING, State.STOPPING, State.DUMPING, State.TERMINATING, State.KILLING})
 
 
 class Policy(NamedTuple):
@@ -138,7 +141,7 @@ _TABLE: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.READY): (State.READY, Action.NONE),
     (State.HALF_OPEN, Event.READY): (State.READY, Action.NONE),
     (State.READY, Event.TIMER): (_Then.HEALTHY, Action.NONE),
-    (State.READY, Event.RECYCLE): (State.DRAINING, Action.NONE),
+    (State.READY, Event.RECYCLE): (State.RECYCLING, Action.NONE),
     (State.DRAINING, Event.TIMER): (State.STOPPING, Action.SEND_STOP),
     (State.STOPPING, Event.TIMER): (State.DUMPING, Action.DUMP),
     (State.DUMPING, Event.TIMER): (State.TERMINATING, Action.TERM),
@@ -154,8 +157,8 @@ _TABLE: dict[tuple[State, Event], _Step] = {
         for state in (State.STARTING, State.HALF_OPEN, State.READY)
         for event in (Event.EXITED_CLEAN, Event.EXITED_BAD)
     },
-    (State.DRAINING, Event.EXITED_CLEAN): (_Then.AGAIN, Action.NONE),
-    (State.DRAINING, Event.EXITED_BAD): (_Then.FAILED, Action.NONE),
+    **{(state, Event.EXITED_CLEAN): (_Then.AGAIN, Action.NONE) for state in (State.RECYCLING, State.DRAINING)},
+    **{(state, Event.EXITED_BAD): (_Then.FAILED, Action.NONE) for state in (State.RECYCLING, State.DRAINING)},
     **{(State.STOPPING, event): (_Then.AGAIN, Action.NONE) for event in (Event.EXITED_CLEAN, Event.EXITED_BAD)},
     **{
         (state, event): (_Then.LADDER, Action.NONE)
@@ -164,15 +167,15 @@ _TABLE: dict[tuple[State, Event], _Step] = {
     },
     **{
         (state, Event.DRAIN): (State.DRAINING, Action.SEND_DRAIN)
-        for state in (State.STARTING, State.HALF_OPEN, State.READY)
+        for state in (State.STARTING, State.HALF_OPEN, State.READY, State.RECYCLING)
     },
     **{
         (state, Event.STOP): (State.STOPPING, Action.SEND_STOP)
-        for state in (State.STARTING, State.HALF_OPEN, State.READY, State.DRAINING)
+        for state in (State.STARTING, State.HALF_OPEN, State.READY, State.RECYCLING, State.DRAINING)
     },
     **{
         (state, event): (State.DUMPING, Action.DUMP)
-        for state in (State.STARTING, State.HALF_OPEN, State.READY, State.DRAINING, State.STOPPING)
+        for state in LIVE - {State.DUMPING, State.TERMINATING, State.KILLING}
         for event in (Event.HANG, Event.KILL)
     },
     **{(state, Event.NOW): (State.KILLING, Action.KILL) for state in LIVE - {State.KILLING}},

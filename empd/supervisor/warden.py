@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
+import math
 import os
 import random
 import shutil
@@ -31,11 +33,13 @@ _BURIAL_RETRY_NS = 2 * NS_PER_MS
 _OUTBOX_MAX = 4096
 _VALUE_MAX = 2**63 - 1
 _SWEEP_EVERY = 64
+_DEATHS_KEPT = 256
 
 _SLOT_STATES = {
     State.DOWN: SlotState.DEAD,
     State.STARTING: SlotState.STARTING,
     State.READY: SlotState.READY,
+    State.RECYCLING: SlotState.DRAINING,
     State.DRAINING: SlotState.DRAINING,
     State.STOPPING: SlotState.STOPPING,
     State.DUMPING: SlotState.KILLING,
@@ -58,6 +62,7 @@ class Warden:
         self.changed = True
         self._board = board
         self._runtime_dir = plan.settings.runtime_dir
+        self._deaths: collections.deque[tuple[int, Control]] = collections.deque(maxlen=_DEATHS_KEPT)
         self._dumpers: dict[int, int] = {}  # py-spy's pid → the generation it looks at
 
     def apply(self, member: Member, event: Event) -> None:
@@ -70,7 +75,8 @@ class Warden:
         if action is Action.SPAWN:
             self._spawn(member)
         elif action is Action.SEND_DRAIN:
-            self.tell(member, Control(Notice.DRAIN, value=int(policy.drain_s)))
+            # 0 would mean without a limit.
+            self.tell(member, Control(Notice.DRAIN, value=max(1, math.ceil(policy.drain_s))))
         elif action is Action.SEND_STOP:
             self.tell(member, Control(Notice.STOP))
         elif action is Action.DUMP:
@@ -161,7 +167,7 @@ class Warden:
         return records
 
     def _spawn(self, member: Member) -> None:
-        spec = member.spec
+        spec, predecessor_ns = member.spec, member.started_ns
         member.restarts += member.generation != 0
         member.generation = self.children.next_generation()
         member.started_ns, member.ready_ns, member.condemned = time.monotonic_ns(), 0, None
@@ -182,11 +188,18 @@ class Warden:
             return
         member.pid, member.pidfd, member.control = spawned.pid, spawned.pidfd, spawned.control
         _log.info("%s started: pid %d, generation %x", spec.name, member.pid, member.generation)
-        self._introduce(member)
+        self._introduce(member, predecessor_ns)
 
-    def _introduce(self, member: Member) -> None:
-        """The newcomer gets the picture; those who care hear of the newcomer."""
+    def _introduce(self, member: Member, predecessor_ns: int) -> None:
+        """The newcomer gets the picture, and those who care hear of the newcomer.
+
+        Before the picture come the deaths since its predecessor was started: that one may have died with the news
+        unread, and absence alone would not tell why a neighbour is gone.
+        """
         hears_of = self.kinds[member.spec.kind].hears_of
+        for at_ns, gone in self._deaths:
+            if predecessor_ns and at_ns >= predecessor_ns and gone.kind in hears_of and gone.slot != member.slot:
+                self.tell(member, gone)
         for other in self.children:
             if other is member or not other.is_live or other.died is not None:
                 continue
@@ -214,6 +227,7 @@ class Warden:
         job_id = self._job_of(member)
         evidence.drop_empty(self._runtime_dir, member.generation)
         gone = Control(Notice.GONE, spec.kind, member.slot, member.generation, int(cause), member.pid, status, job_id)
+        self._deaths.append((time.monotonic_ns(), gone))
         member.pid = 0
         self._end_dump(member.generation)
         for other in self.children:
@@ -231,10 +245,10 @@ class Warden:
         state = member.life.state
         if state not in LEAVING:
             return Exit.CRASHED
-        if state in (State.DRAINING, State.STOPPING):
+        if state in (State.RECYCLING, State.DRAINING, State.STOPPING):
             if status != 0:
                 return Exit.CRASHED
-            return Exit.DRAINED if state is State.DRAINING else Exit.CLEAN
+            return Exit.CLEAN if state is State.STOPPING else Exit.DRAINED
         # The ladder without a verdict: too slow to start, or a drain or stop past its limit.
         return Exit.HUNG if member.life.blamed else Exit.DRAINED
 

@@ -59,6 +59,20 @@ def test_the_broker_gets_the_picture_first_and_then_hears_of_every_death_and_sta
     assert not records(daemon, "GONE", "w-1")
 
 
+def test_a_new_broker_is_told_what_its_predecessor_did_not_live_to_hear(daemon: Daemon):
+    daemon.behave(broker="crashes")
+    daemon.start(table={"broker": {"budget": 0, "open_s": 1.0}}, ready=False)
+    wait_until((daemon.folder / "run" / "supervisor.json").exists, "the status file")
+    victim = daemon.wait_state("w-0", "ready")
+    daemon.wait_state("broker", "open")
+    daemon.behave()
+    os.kill(victim["pid"], signal.SIGKILL)
+    daemon.wait_events(1, "PICTURE_END", "broker")
+    told = [(each["what"], each["of"]) for each in daemon.events(name="broker") if each["what"] in ("GONE", "UP")]
+    assert told[0] == ("GONE", victim["generation"])
+    assert {what for what, _ in told[1:]} == {"UP"}
+
+
 def test_gone_is_told_only_when_the_whole_tree_is_dead(daemon: Daemon):
     daemon.behave(w_0="has_grandchild")
     daemon.start()

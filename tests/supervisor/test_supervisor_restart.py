@@ -90,6 +90,15 @@ def test_drain_stop_and_recycle_are_no_failures(leave: Event):
     assert (life.failures, life.streak) == ((), 0)
 
 
+def test_a_recycling_child_has_all_the_time_it_needs_but_can_still_be_told_to_go():
+    life = live(Event.START, Event.READY, Event.RECYCLE)
+    assert (life.state, life.until_ns) == (State.RECYCLING, 0)
+    assert live(Event.DRAIN, life=life).state is State.DRAINING
+    assert live(Event.STOP, life=life).state is State.STOPPING
+    assert live(Event.HANG, life=life).state is State.DUMPING
+    assert len(fail(life, 0).failures) == 1
+
+
 @pytest.mark.parametrize(("event", "counted"), [(Event.HANG, 1), (Event.KILL, 0)])
 def test_the_ladder_is_climbed_in_order_and_charged_by_its_cause(event: Event, counted: int):
     life = live(Event.START, Event.READY)
@@ -152,7 +161,7 @@ def test_whatever_happens_the_table_keeps_its_promises(events, goals):
         starts = life.state in (State.STARTING, State.HALF_OPEN) and (before.state not in LIVE or event in EXITS)
         assert (action is Action.SPAWN) == starts
         # A wait without a process always ends; every state that can hang has a timer.
-        if life.state not in (State.DOWN, State.READY):
+        if life.state not in (State.DOWN, State.READY, State.RECYCLING):
             assert life.until_ns >= now_ns or before == life
         # Nobody who is not wanted is started after having left.
         if event in EXITS and before.state in LIVE and before.goal is Goal.DOWN:
