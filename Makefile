@@ -31,10 +31,10 @@ $(READY): pyproject.toml requirements-dev.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What a fresh environment needs besides empd itself: the packaging tests install from here.
+# What a fresh environment needs besides empd itself (pipx brings its own pip up to date): the packaging tests install from here.
 $(WHEELS)/.ready: $(READY)
 	@rm -rf $(WHEELS)
-	@$(PIP) wheel --no-build-isolation -c requirements-dev.lock -w $(WHEELS) .
+	@$(PIP) wheel --no-build-isolation -c requirements-dev.lock -w $(WHEELS) . pip
 	@rm -f $(WHEELS)/empd-*.whl
 	@touch $@
 
