@@ -1,0 +1,140 @@
+"""What the web process asks of the broker, with time-outs, and without ever waiting for a broker to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from empd.client.handle import Handle
+from empd.errors import NotRunning
+from empd.job import JobFilter
+from empd.record import Record
+from empd.result import JobStatus
+from empd.web.line import Line
+from empd.wire import frames
+from empd.wire.frames import Reset, Rows
+
+ASK_TIMEOUT_S = 3.0
+SUBMIT_TIMEOUT_S = 30.0
+STATUS_TIMEOUT_S = 1.0
+STATUS_FRESH_S = 0.25
+JOIN_TIMEOUT_S = 60.0
+REPLAYS_MAX = 16
+
+
+class Gateway:
+    """The broker, as handlers see it. Every method raises NotRunning when it does not answer in time."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._line: Line | None = None
+        self._status: tuple[float, dict[str, Any]] | None = None
+        self._asking = asyncio.Lock()
+        self._replays = set(range(REPLAYS_MAX))
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """True while a broker has greeted this process."""
+        return self._line is not None and self._line.ready
+
+    def close(self) -> None:
+        """Ends the conversation. Closing twice is fine."""
+        self._closed = True
+        if self._line is not None:
+            self._line.close()
+
+    async def status(self) -> dict[str, Any]:
+        """The broker's picture, at most a quarter of a second old: many pages may ask at once."""
+        async with self._asking:
+            now_s = asyncio.get_running_loop().time()
+            if self._status is not None and now_s - self._status[0] < STATUS_FRESH_S:
+                return self._status[1]
+            body = await self._open().request(frames.Status, STATUS_TIMEOUT_S)
+            if not isinstance(body, dict):
+                raise NotRunning("the broker's status is not one")
+            self._status = (asyncio.get_running_loop().time(), body)
+            return body
+
+    async def head_seq(self) -> int:
+        """The journal's last row."""
+        self._status = None
+        journal = (await self.status()).get("journal")
+        seq = journal.get("last_seq") if isinstance(journal, dict) else None
+        return seq if isinstance(seq, int) else 0
+
+    async def submit(self, jobs: Sequence[tuple[Any, Any, str]]) -> list[Handle]:
+        """Submits (options, payload, key) each; returns when each is durable or refused (`handle.error`)."""
+        return await self._open().submit(jobs, SUBMIT_TIMEOUT_S)
+
+    def release(self, handles: Iterable[Handle]) -> None:
+        """Nobody waits for these jobs here."""
+        if self._line is not None and not self._line.broken:
+            for handle in handles:
+                self._line.release(handle)
+
+    async def ended(self, handle: Handle, timeout_s: float) -> bool:
+        """Waits for a submitted job's end; False after `timeout_s`."""
+        return handle.ended or await self._open().ended(handle, timeout_s)
+
+    async def look(self, ids: list[int]) -> tuple[list[Handle], list[JobStatus]]:
+        """What the broker knows of jobs: handles of the ended, the state of the others (`unknown` among them)."""
+        return await self._open().look(ids, ASK_TIMEOUT_S)
+
+    async def page(self, selected: JobFilter) -> tuple[list[Any], int | None]:
+        """One page of unfinished jobs, and the cursor of the next one."""
+        body = await self._ask(lambda number: frames.List(number, selected))
+        if not isinstance(body, dict) or not isinstance(body.get("jobs"), list):
+            return [], None
+        return body["jobs"], body.get("cursor")
+
+    async def cancel(self, ids: list[int]) -> Any:
+        """Asks to stop jobs."""
+        return await self._ask(lambda number: frames.Cancel(number, ids))
+
+    async def follow(
+        self,
+        consumer: str,
+        from_seq: int,
+        kinds: Iterable[int] = (),
+        joined: Callable[[str], Awaitable[int]] | None = None,
+    ) -> AsyncGenerator[Rows | Reset, None]:
+        """Journal rows from `from_seq` on, over broker restarts, on a connection of its own. Taking the next frame
+        acknowledges the one before. `joined(instance)` may first move the beginning, once it is known whose journal
+        this is."""
+        line = Line(self._endpoint, f"web {consumer}")
+        try:
+            if joined is not None:
+                from_seq = await joined(await line.instance(JOIN_TIMEOUT_S))
+            subscribe = frames.Subscribe(consumer, from_seq, kinds=list(kinds))
+            async with contextlib.aclosing(line.follow(subscribe)) as rows:
+                async for frame in rows:
+                    yield frame
+        finally:
+            line.close()
+
+    async def replay(self, from_seq: int) -> AsyncGenerator[Rows | Reset, None]:
+        """Journal rows of every kind from `from_seq` on, for a reader that stops by itself. Their number is bounded."""
+        if not self._replays:
+            raise NotRunning(f"{REPLAYS_MAX} event streams are being replayed; try again in a moment")
+        number = self._replays.pop()
+        try:
+            async with contextlib.aclosing(self.follow(f"web-replay-{number}", from_seq)) as rows:
+                async for frame in rows:
+                    yield frame
+        finally:
+            self._replays.add(number)
+
+    async def _ask(self, make: Callable[[int], Record]) -> Any:
+        return await self._open().request(make, ASK_TIMEOUT_S)
+
+    def _open(self) -> Line:
+        if self._closed:
+            raise NotRunning("the web process is going")
+        if self._line is None or self._line.broken:
+            if self._line is not None:
+                self._line.close()
+            self._line = Line(self._endpoint, "web")
+        return self._line

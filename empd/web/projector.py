@@ -1,0 +1,136 @@
+"""Keeps history: follows the journal's RESULTS rows and writes them in bulk.
+
+    broker ── Rows (kinds: RESULTS) ──▶ one transaction ──▶ CursorAck
+
+The row numbers are written in the same transaction as the rows, so a crash anywhere repeats nothing and loses
+nothing: after a restart it goes on behind the last row written. The acknowledgement only lets the broker trim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Sequence
+
+from empd.clock import NS_PER_S
+from empd.errors import EmpdError
+from empd.queue.rows import Kind, decode_body
+from empd.result import Results
+from empd.store.history import History, HistoryError
+from empd.store.record import FinishedRecord
+from empd.web import records, render
+from empd.web.archive import Archive
+from empd.web.gateway import Gateway
+from empd.web.series import Tally
+from empd.web.transitions import Row
+from empd.wire.frames import Reset
+
+CONSUMER = "history"
+RESTART_S = 0.5
+
+
+class Projector:
+    """The task that keeps history. `tally` is its own: it counts in the archive's thread.
+
+    `damaged_rows` counts rows that could not be read and were passed over; `failure` says why it does not go on.
+    """
+
+    def __init__(self, gateway: Gateway, archive: Archive, tally: Tally) -> None:
+        self._gateway = gateway
+        self._archive = archive
+        self._tally = tally
+        self._task: asyncio.Task[None] | None = None
+        self._instance = ""
+        self.damaged_rows = 0
+        self.failure = ""
+
+    def start(self) -> None:
+        """Begins to follow."""
+        self._task = asyncio.create_task(self._run(), name="projector")
+
+    async def stop(self) -> None:
+        """Stops between two transactions. Stopping twice is fine."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except HistoryError as error:
+                self.failure = str(error)
+                if error.damaged:
+                    await self._archive.rebuild()
+            except EmpdError as error:
+                self.failure = str(error)
+            await asyncio.sleep(RESTART_S)
+
+    async def _follow(self) -> None:
+        archive = self._archive
+        following = self._gateway.follow(CONSUMER, 0, [Kind.RESULTS], self._join)
+        async with contextlib.aclosing(following) as frames:
+            async for frame in frames:
+                if isinstance(frame, Reset):
+                    # What was trimmed before it was seen is lost to history, and only to history.
+                    self._tally.count("empd_history_resets_total")
+                    await self._move(frame.first_seq - 1)
+                    continue
+                archive.through_seq = await archive.call(functools.partial(self._project, rows=frame.rows))
+                self.failure = ""
+
+    async def _join(self, instance: str) -> int:
+        """Where to begin in the journal of this state directory: behind what history holds of it."""
+        self._instance = instance
+        known = await self._archive.call(lambda history: history.instance)
+        if known != instance:
+            await self._move(0)
+        return self._archive.through_seq + 1
+
+    async def _move(self, cursor: int) -> None:
+        instance = self._instance
+        await self._archive.call(lambda history: history.follow(instance, cursor))
+        self._archive.through_seq = cursor
+
+    def _project(self, history: History, rows: Sequence[Row]) -> int:
+        """Writes what the rows say of ended jobs, in the archive's thread; returns the last row's number."""
+        finished: list[FinishedRecord] = []
+        for _, _, kind, _, body in rows:
+            if kind == Kind.RESULTS:
+                try:
+                    results: Results = decode_body(kind, body)
+                    finished += records.from_results(results)
+                except (ValueError, EmpdError):
+                    self.damaged_rows += 1
+                    continue
+                tally_results(self._tally, results)
+        through_seq = rows[-1][0]
+        history.apply(through_seq, finished)
+        return through_seq
+
+
+def tally_results(tally: Tally, results: Results) -> None:
+    """Counts ended jobs for the metrics."""
+    for group in results.groups:
+        service = render.options_of(group).service
+        queued: list[float] = []
+        ran: list[float] = []
+        counts: dict[tuple[int, str], int] = {}
+        attempts = 0
+        for job in group.jobs:
+            failure = job.error.failure if job.error else ""
+            counts[job.outcome, failure] = counts.get((job.outcome, failure), 0) + 1
+            attempts += job.attempts
+            if job.started_ns:
+                queued.append(max(0, job.started_ns - job.submitted_ns) / NS_PER_S)
+                ran.append(max(0, results.at_ns - job.started_ns) / NS_PER_S)
+        for (outcome, failure), count in counts.items():
+            labels = (("cause", failure), ("outcome", render.outcome_label(outcome)), ("service", service))
+            tally.count("empd_jobs_total", labels, count)
+        of_service = (("service", service),)
+        tally.count("empd_job_attempts_total", of_service, attempts)
+        tally.observe("empd_job_queue_seconds", of_service, queued)
+        tally.observe("empd_job_run_seconds", of_service, ran)

@@ -1,0 +1,71 @@
+"""The web process as a child: start, address, control records, heartbeat, life without a broker."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+from web_broker import BrokerDouble
+from web_harness import SLOT, Web, wait_for
+
+from empd.lifecycle import Notice
+
+
+def test_serves_health_and_status_as_a_child(web: Web) -> None:
+    assert web.get("/healthz")["status"] == "ok"
+    status = web.get("/v1/status")
+    assert status["broker"]["boot"] == 1
+    assert status["ready"] is True
+    assert [child["name"] for child in status["children"]] == ["web"]
+
+
+def test_address_file_names_the_chosen_port(web: Web) -> None:
+    host, _, port = web.address.rpartition(":")
+    assert host == "127.0.0.1"
+    assert int(port) > 0
+
+
+def test_stop_is_obeyed_with_exit_code_zero(web: Web) -> None:
+    assert web.stop() == 0
+
+
+def test_drain_is_obeyed_with_exit_code_zero(web: Web) -> None:
+    web.tell(Notice.DRAIN, value=3)
+    assert web.process.wait(10) == 0
+
+
+def test_ends_without_its_supervisor_and_not_as_a_success(web: Web) -> None:
+    web.control.close()
+    assert web.process.wait(10) == 1
+
+
+def test_heartbeat_goes_on(broker: BrokerDouble, start_web: Callable[..., Web]) -> None:
+    web = start_web(heartbeat_s=0.05)
+    first = wait_for(lambda: web.board.read(SLOT).activity, "a first heartbeat").heartbeat_mono_ns
+    wait_for(lambda: web.board.read(SLOT).activity.heartbeat_mono_ns > first, "a later heartbeat")
+
+
+def test_lives_without_a_broker_and_says_so(start_web: Callable[..., Web]) -> None:
+    web = start_web()
+    assert web.get("/healthz")["status"] == "ok"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{web.url}/readyz", timeout=10)
+    assert refused.value.code == 503
+    status = web.get("/v1/status")
+    assert status["broker"] is None
+    assert "does not answer" in status["broker_error"]
+
+
+def test_meets_a_broker_that_comes_late(root: object, broker: BrokerDouble, start_web: Callable[..., Web]) -> None:
+    broker.stop()
+    web = start_web()
+    assert web.get("/v1/status")["ready"] is False
+    broker.start()
+    wait_for(lambda: web.get("/v1/status")["ready"], "ready after the broker came")
+
+
+def test_is_nicer_than_the_way_of_a_job(web: Web) -> None:
+    with open(f"/proc/{web.process.pid}/stat", encoding="ascii") as stat:
+        assert int(stat.read().rsplit(")", 1)[1].split()[16]) == 5
