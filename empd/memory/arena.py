@@ -63,6 +63,7 @@ class BlobWriter:
 
     def write(self, chunk: BytesLike) -> None:
         """Appends a chunk of any size. Raises Refused when there is no room; the blob is then gone."""
+        self._check_open()
         view = memoryview(chunk).cast("B")
         crc32 = self._crc32
         try:
@@ -80,6 +81,7 @@ class BlobWriter:
 
     def commit(self) -> BlobRef:
         """Ends the blob and gives it its name; a durable one is on the disk then. Raises Refused as `write` does."""
+        self._check_open()
         try:
             if self._durable:
                 os.fsync(self._fd)
@@ -99,6 +101,10 @@ class BlobWriter:
         if self._close():
             with contextlib.suppress(FileNotFoundError):
                 self._part.unlink()
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise ValueError("this blob is already committed or aborted")
 
     def _close(self) -> bool:
         fd, self._fd = self._fd, -1
@@ -212,6 +218,26 @@ class Arena:
         except (OSError, BlobMissing):
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == ref.size
+
+    def find(self, ref_id: str) -> BlobRef | None:
+        """The blob with this id, durable or volatile; None: there is none. Reads all of it once for the checksum; the
+        encoding is not kept with a blob and counts as `bytes`."""
+        if not _ID.fullmatch(ref_id):
+            return None
+        for durable in (True, False):
+            try:
+                fd = os.open(self._path(ref_id, durable), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                size = crc32 = 0
+                while piece := os.pread(fd, _SLICE_BYTES, size):
+                    crc32 = zlib.crc32(piece, crc32)
+                    size += len(piece)
+            finally:
+                os.close(fd)
+            return BlobRef(ref_id, size, crc32, durable)
+        return None
 
     def remove(self, ref_id: str) -> bool:
         """Unlinks the blob, durable or volatile; open maps and descriptors stay valid. False: there was none."""
