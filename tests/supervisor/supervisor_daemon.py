@@ -91,6 +91,12 @@ class Daemon:
             )
         if ready:
             wait_until(lambda: "ready: " in self.stderr, "the daemon to be ready")
+            wait_until(self.has_settled, "every child to be ready, or to have failed")
+
+    def has_settled(self) -> bool:
+        """No child is on its way up."""
+        status = self.status()
+        return status["pid"] == self.pid and not {each["state"] for each in status["children"]} & {"starting", "down"}
 
     @property
     def pid(self) -> int:

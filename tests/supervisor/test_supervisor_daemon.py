@@ -311,7 +311,7 @@ def test_devices_pin_their_workers_and_cpu_workers_see_none(daemon: Daemon):
     daemon.environment["NOTIFY_SOCKET"] = str(daemon.folder / "nobody.sock")
     daemon.environment["WATCHDOG_USEC"] = "30000000"
     daemon.start(gpus="virtual:2", mapping=mapping_of(gpu=True))
-    entered = daemon.events("entered")
+    entered = daemon.wait_events(4, "entered")
     assert {each["name"] for each in entered if each["device"]} == {"w-gpu0", "w-gpu1"}
     assert {each["cuda"] for each in entered} == {""}
     for each in entered:
