@@ -10,12 +10,19 @@ from itertools import islice
 from typing import Any, Protocol, Unpack
 
 from empd.client.asyncjobs import AsyncJobHandle, AsyncJobSet
-from empd.client.blocking import CLOSE_LINGER_S, CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, WINDOW
+from empd.client.blocking import (
+    CLOSE_LINGER_S,
+    CLOSE_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
+    HISTORY_LAG_S,
+    REQUEST_TIMEOUT_S,
+    WINDOW,
+)
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history
 from empd.client.history import ask_history
-from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, selection
+from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
 from empd.client.payloads import Payloads
 from empd.client.submissions import JOBS_PER_FRAME
 from empd.errors import EmpdError, FailureClass, NotRunning, ProtocolError, Refused
@@ -139,30 +146,28 @@ class AsyncClient:
         body: dict[str, Any] = await self._request(frames.Status)
         return body
 
-    async def jobs(self, **filters: Any) -> AsyncIterator[dict[str, Any]]:
+    async def jobs(self, **filters: Any) -> AsyncIterator[JobStatus]:
         """The unfinished and dead-lettered jobs that fit the filters (fields of JobFilter), page by page."""
         selected = frames.JobFilter(**filters)
         while True:
             body = await self._request(lambda number: frames.List(number, selected))
             for row in body["jobs"]:
-                yield row
+                yield listed(row)
             if body.get("cursor") is None:
                 return
             selected.cursor = body["cursor"]
 
     async def cancel(
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
-    ) -> list[str]:
-        """Asks to stop jobs, by id or by filters (fields of JobFilter); the ids of those that had not ended."""
-        ids: list[str] = await self._request(selection(frames.Cancel, jobs, dry_run, filters))
-        return ids
+    ) -> dict[str, list[str]]:
+        """Asks to stop jobs, by id or by filters. Returns what `Client.cancel` does."""
+        return named_ids(await self._request(selection(frames.Cancel, jobs, dry_run, filters)))
 
     async def retry(
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
-    ) -> list[str]:
-        """Gives dead-lettered jobs another chance; the ids of those that it applied to."""
-        ids: list[str] = await self._request(selection(frames.Retry, jobs, dry_run, filters))
-        return ids
+    ) -> dict[str, list[str]]:
+        """Gives dead-lettered jobs another chance. Returns what `Client.retry` does."""
+        return named_ids(await self._request(selection(frames.Retry, jobs, dry_run, filters)))
 
     async def operate(self, verb: str, workers: Iterable[str] = ()) -> dict[str, Any]:
         """An operator's verb: `drain`, `resume`, `reload` or `stop`, for some workers or for all."""
@@ -230,7 +235,7 @@ class AsyncClient:
         try:
             await self._ended(request, None)
             statuses: list[JobStatus] = request.value()
-            if not handle.ended and all(status.state == "unknown" for status in statuses):
+            if not handle.ended and handle.batch is None and statuses[0].state == "unknown":
                 await self._ended(handle, None)
         finally:
             if handle.foreign and not handle.ended:
@@ -355,6 +360,9 @@ class AsyncClient:
                     conversation.take_history(ids, answer)
                     break
                 self._tell()
+                if conversation.unknown:
+                    # History reads the journal a moment behind the broker.
+                    await asyncio.sleep(HISTORY_LAG_S)
         finally:
             self._history_task = None
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from empd.client.handle import Handle
-from empd.client.jobs import EVENT_INTERVAL_S
+from empd.client.jobs import EVENT_INTERVAL_S, stopped_count
 from empd.errors import EmpdError, ResultTimeout
 from empd.result import JobStatus
 
@@ -41,7 +41,7 @@ class AsyncJobHandle(Handle, eq=False, gc=False):
 
     async def cancel(self) -> bool:
         """Asks to stop the job; True when it had not ended. It is cancelled when `exception()` is JobCancelled."""
-        return not self.ended and bool(await self._client.cancel([self]))
+        return not self.ended and stopped_count(await self._client.cancel([self])) > 0
 
     async def status(self) -> JobStatus:
         """The job's present state."""
@@ -124,4 +124,4 @@ class AsyncJobSet:
     async def cancel(self) -> int:
         """Asks to stop all that have not ended; how many those were."""
         left = [handle for handle in self._handles if not handle.ended]
-        return len(await self._client.cancel(left)) if left else 0
+        return stopped_count(await self._client.cancel(left)) if left else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -14,7 +15,7 @@ from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history
 from empd.client.history import ask_history
 from empd.client.jobs import JobHandle, JobSet, deadline_after
-from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, selection
+from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
 from empd.client.payloads import Payloads
 from empd.client.pump import Pump
 from empd.client.submissions import JOBS_PER_FRAME
@@ -28,6 +29,7 @@ from empd.wire.frames import Reset, Rows
 WINDOW = 20_000
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 30.0
+HISTORY_LAG_S = 0.02
 CLOSE_TIMEOUT_S = 5.0
 EXIT_TIMEOUT_S = 2.0
 CLOSE_LINGER_S = 0.5
@@ -159,27 +161,29 @@ class Client:
         body: dict[str, Any] = self._request(frames.Status)
         return body
 
-    def jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+    def jobs(self, **filters: Any) -> Iterator[JobStatus]:
         """The unfinished and dead-lettered jobs that fit the filters (fields of JobFilter), page by page."""
         selected = frames.JobFilter(**filters)
         while True:
             body = self._request(lambda number: frames.List(number, selected))
-            yield from body["jobs"]
+            yield from map(listed, body["jobs"])
             if body.get("cursor") is None:
                 return
             selected.cursor = body["cursor"]
 
     def cancel(
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
-    ) -> list[str]:
-        """Asks to stop jobs, by id or by filters (fields of JobFilter); the ids of those that had not ended."""
-        ids: list[str] = self._request(selection(frames.Cancel, jobs, dry_run, filters))
-        return ids
+    ) -> dict[str, list[str]]:
+        """Asks to stop jobs, by id or by filters (fields of JobFilter). Returns ids under `cancelled`, `cancelling`
+        (they end when their work has stopped) and `unknown` (ended, or never here); `would_cancel` for a dry run."""
+        return named_ids(self._request(selection(frames.Cancel, jobs, dry_run, filters)))
 
-    def retry(self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any) -> list[str]:
-        """Gives dead-lettered jobs another chance; the ids of those that it applied to."""
-        ids: list[str] = self._request(selection(frames.Retry, jobs, dry_run, filters))
-        return ids
+    def retry(
+        self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
+    ) -> dict[str, list[str]]:
+        """Gives dead-lettered jobs another chance. Returns ids under `retried` and `not_dead`; `would_retry` for a
+        dry run."""
+        return named_ids(self._request(selection(frames.Retry, jobs, dry_run, filters)))
 
     def operate(self, verb: str, workers: Iterable[str] = ()) -> dict[str, Any]:
         """An operator's verb: `drain`, `resume`, `reload` or `stop`, for some workers or for all."""
@@ -240,7 +244,7 @@ class Client:
                 self._pump.exchange()
                 self._wait_locked(lambda: request.ended, None)
                 statuses: list[JobStatus] = request.value()
-                if not handle.ended and not [status for status in statuses if status.state != "unknown"]:
+                if not handle.ended and handle.batch is None and statuses[0].state == "unknown":
                     self._wait_locked(lambda: handle.ended, None)
             finally:
                 self._release(handle)
@@ -260,6 +264,8 @@ class Client:
         while self._pump.wait_locked(lambda: done() or conversation.unknown, deadline_ns):
             if done():
                 return True
+            if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
+                return False
             self._ask_history(conversation.take_unknown())
         return False
 
@@ -272,12 +278,15 @@ class Client:
             answer = ask_history(self.history_endpoint, ids)
         except EmpdError:
             # Not the jobs' end: whoever waits for them next asks again.
-            self._conversation.unknown.update(ids)
+            self._conversation.put_back(ids)
             raise
         finally:
             lock.acquire()
         self._conversation.take_history(ids, answer)
         self._pump.tell()
+        if self._conversation.unknown:
+            # History reads the journal a moment behind the broker.
+            self._pump.wait_locked(lambda: False, deadline_after(HISTORY_LAG_S))
 
     def _request(self, make: Callable[[int], Record]) -> Any:
         with self._pump.lock:

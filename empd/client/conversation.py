@@ -27,6 +27,7 @@ from empd.wire import codec, frames
 
 GREETING_RETRY_NS = 2_000_000_000
 ASK_AGAIN_NS = 200_000_000
+SILENCE_NS = 2_000_000_000
 ASK_IDS_MAX = 5_000
 FRAMES_IN_FLIGHT = 1
 """While this many Submit frames are unacknowledged, single submits gather into the next frame."""
@@ -48,12 +49,15 @@ class Conversation:
         self.open = self.submissions.open
         self.requests = Requests()
         self.subscriptions: dict[str, Subscription] = {}
-        self.unknown: set[int] = set()  # open jobs that the broker does not know: history may
+        self.unknown: dict[int, int] = {}  # open jobs that only history may know, and the row it must have reached
         self.stale_answers = 0
         self._control: list[Record] = []
         self._greeted_ns: int | None = None
         self._now_ns = 0
         self._next_ask_ns = 0
+        self._heard_ns = 0
+        self._reminder: Request | None = None
+        self._looked_up: dict[int, int] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
             Results: self._on_results,
             frames.Accepted: self._on_accepted,
@@ -90,15 +94,17 @@ class Conversation:
         return bool(changes)
 
     def deadline_ns(self) -> int | None:
-        """When `outgoing` has something to send although nothing came: a greeting that stays without answer, or a
-        question after jobs of other sessions."""
+        """When `outgoing` has something to send although nothing came: a greeting that stays without answer, a
+        question after jobs of other sessions, or after a daemon that has been silent for long."""
         if not self.ready:
             return None if self._greeted_ns is None else self._greeted_ns + GREETING_RETRY_NS
-        return self._next_ask_ns if self.submissions.foreign else None
+        if self.submissions.foreign:
+            return self._next_ask_ns
+        return self._heard_ns + SILENCE_NS if self.busy else None
 
     def receive(self, data: bytes, now_ns: int) -> None:
         """Takes one frame from the daemon. Raises ProtocolError when it is not one, and is broken from then on."""
-        self._now_ns = now_ns
+        self._now_ns = self._heard_ns = now_ns
         try:
             frame = codec.decode_for_client(data)
             if type(frame) is frames.Welcome:
@@ -116,8 +122,7 @@ class Conversation:
         deadline_ns = self.deadline_ns()
         if deadline_ns is not None and now_ns >= deadline_ns:
             if self.ready:
-                self._next_ask_ns = now_ns + ASK_AGAIN_NS
-                self.ask(self.submissions.followed())
+                self._remind(now_ns)
             else:
                 self.connected(now_ns)
         sending, self._control = self._control, []
@@ -128,6 +133,17 @@ class Conversation:
             sending += submissions.take_unsent()
             sending += self.requests.take_unsent()
         return [codec.encode(frame) for frame in sending]
+
+    def _remind(self, now_ns: int) -> None:
+        """Asks after jobs of other sessions. Else asks for nothing, which tells whether the daemon still knows this
+        connection: it answers, or wants to be greeted."""
+        self._next_ask_ns = now_ns + ASK_AGAIN_NS
+        self._heard_ns = now_ns
+        followed = self.submissions.followed()
+        if followed:
+            self.ask(followed)
+        elif self.busy and (self._reminder is None or self._reminder.ended):
+            self._reminder = self.request(lambda number: frames.Ask(number, []))
 
     def fail(self, error: EmpdError) -> None:
         """Ends everything that is open: the conversation is over."""
@@ -187,18 +203,28 @@ class Conversation:
             self._control.append(acknowledgement)
 
     def take_unknown(self) -> list[int]:
-        """The open jobs that only history may know, once each."""
-        unknown = [number for number in self.unknown if number in self.open]
-        self.unknown.clear()
-        return unknown
+        """The open jobs that only history may know, once each, in as many calls as they are thousands."""
+        self._looked_up = {number: self.unknown[number] for number in islice(self.unknown, ASK_IDS_MAX)}
+        for number in self._looked_up:
+            del self.unknown[number]
+        return [number for number in self._looked_up if number in self.open]
+
+    def put_back(self, ids: Iterable[int]) -> None:
+        """History did not answer for these."""
+        self.unknown.update((number, self._looked_up.get(number, 0)) for number in ids)
 
     def take_history(self, ids: list[int], answer: frames.HistoryAnswer) -> None:
-        """Ends the open jobs `ids` with what history says of them."""
+        """Ends the open jobs `ids` with what history says of them. Those that it may not have read yet stay unknown."""
         for group in answer.groups:
             self.submissions.finish(group.jobs, Ending(bytes(group.options)))
         expired = set(answer.expired)
         for number in ids:
             name = format_id(number)
+            if number not in self.open:
+                continue
+            if number not in expired and answer.through_seq < self._looked_up.get(number, 0):
+                self.put_back([number])
+                continue
             if number in expired:
                 reason = f"expired_from_history: job {name} ended, and its record is past `history_keep_s`"
             else:
@@ -238,18 +264,22 @@ class Conversation:
         self.ask(self.submissions.accepted(frame))
 
     def _on_states(self, frame: frames.States) -> None:
-        self.unknown.update(status.id for status in frame.jobs if status.state == "unknown" and status.id in self.open)
+        for status in frame.jobs:
+            if status.state == "unknown":
+                handle = self.open.get(status.id)
+                if handle is not None and handle.batch is None:
+                    self.unknown[status.id] = status.epoch
         self.requests.answered(frame.request, frame.jobs)
 
     def _on_reply(self, frame: frames.Reply) -> None:
         self.requests.answered(frame.request, frame.body)
 
     def _on_error(self, frame: frames.Error) -> None:
-        if frame.request:
-            self.requests.refused(frame)
-        elif _wants_hello(frame):
-            # The daemon is a new one, and the reconnect has not shown yet.
+        if _wants_hello(frame):
+            # The daemon is a new one and the reconnect has not shown yet, or it gave up on sending to us.
             self.connected(self._now_ns)
+        elif frame.request:
+            self.requests.refused(frame)
         else:
             raise ProtocolError(f"the daemon rejected a frame: {frame.failure}: {frame.message}")
 
@@ -267,4 +297,4 @@ class Conversation:
 
 
 def _wants_hello(frame: frames.Error) -> bool:
-    return frame.failure == "refused" and frame.message.startswith("hello first")
+    return frame.failure == FailureClass.REFUSED and "hello" in frame.message.lower()

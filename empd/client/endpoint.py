@@ -1,12 +1,11 @@
-"""Where the local daemon is found, and whether a daemon is on this host."""
+"""Where the local daemon is found."""
 
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
-from empd import clock, settings
+from empd import settings
 
 HISTORY_SOCKET_NAME = "history.sock"
 
@@ -24,12 +23,3 @@ def find_history(endpoint: str) -> str:
     if not endpoint.startswith("ipc:///"):
         return settings.load().history_endpoint
     return f"ipc://{Path(endpoint.removeprefix('ipc://')).parent / HISTORY_SOCKET_NAME}"
-
-
-def host_id() -> str:
-    """Machine id (else the host name) and boot id: equal for two processes exactly if they share memory and disk."""
-    try:
-        machine = Path("/etc/machine-id").read_text().strip()
-    except OSError:
-        machine = ""
-    return f"{machine or socket.gethostname()}:{clock.boot_id()}"

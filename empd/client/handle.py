@@ -141,13 +141,14 @@ class Handle(msgspec.Struct, eq=False, gc=False):
 class Batch:
     """One Submit frame, from its first job until the daemon has acknowledged it."""
 
-    __slots__ = ("first", "groups", "handles", "number", "resent", "size_bytes")
+    __slots__ = ("first", "groups", "handles", "keys", "number", "resent", "size_bytes")
 
     def __init__(self, first: int) -> None:
         self.number = 0  # given when it is sealed
         self.first = first
         self.groups: list[JobGroup] = []
         self.handles: list[Handle] = []
+        self.keys: set[str] = set()
         self.size_bytes = 0
         self.resent = False
 

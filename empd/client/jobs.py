@@ -22,6 +22,11 @@ def deadline_after(timeout: float | None) -> int | None:
     return None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
 
 
+def stopped_count(answer: dict[str, list[str]]) -> int:
+    """How many jobs a cancel applied to."""
+    return len(answer["cancelled"]) + len(answer["cancelling"])
+
+
 class JobHandle(Handle, eq=False, gc=False):
     """A submitted job. Handles may be waited for from any thread."""
 
@@ -53,7 +58,7 @@ class JobHandle(Handle, eq=False, gc=False):
 
     def cancel(self) -> bool:
         """Asks to stop the job; True when it had not ended. It is cancelled when `exception()` is JobCancelled."""
-        return not self.ended and bool(self._client.cancel([self]))
+        return not self.ended and stopped_count(self._client.cancel([self])) > 0
 
     def status(self) -> JobStatus:
         """The job's present state."""
@@ -129,4 +134,4 @@ class JobSet:
     def cancel(self) -> int:
         """Asks to stop all that have not ended; how many those were."""
         left = [handle for handle in self._handles if not handle.ended]
-        return len(self._client.cancel(left)) if left else 0
+        return stopped_count(self._client.cancel(left)) if left else 0

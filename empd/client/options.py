@@ -11,6 +11,7 @@ import msgspec
 from empd import job
 from empd.errors import FailureClass, ProtocolError, Refused
 from empd.record import Record
+from empd.result import JobError, JobStatus
 from empd.wire import codec
 from empd.wire.frames import Cancel, JobFilter, JobOptions, Retry
 
@@ -66,6 +67,16 @@ def selection(
     if not ids and selected is None:
         raise ValueError("name jobs, or give a filter: an empty selection would mean all of them")
     return lambda number: verb(number, ids, selected, dry_run)
+
+
+def named_ids(body: Mapping[str, list[int]]) -> dict[str, list[str]]:
+    """The answer to Cancel and Retry, with ids as people see them."""
+    return {name: [job.format_id(number) for number in ids] for name, ids in body.items()}
+
+
+def listed(row: Mapping[str, Any]) -> JobStatus:
+    """One job of a list answer."""
+    return JobStatus(**{**row, "error": msgspec.convert(row["error"], JobError | None)})
 
 
 class OptionsEncoder:

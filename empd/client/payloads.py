@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from empd.client.endpoint import host_id
+from empd.clock import host_id
 from empd.errors import BlobMissing, FailureClass, Refused
 from empd.memory.arena import Arena
 from empd.payload import BlobRef, Carried, encode_value

@@ -22,6 +22,7 @@ from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
 
 CARETAKER_NAP_S = 0.02
 CARETAKER_AFTER_NS = 100_000_000
+LEAVE_TIMEOUT_S = 1.0
 FLUSH_AFTER_NS = 10_000_000  # a gathered frame whose acknowledgement nobody has fetched
 
 
@@ -58,6 +59,8 @@ class Pump:
         Returns only when the descriptors, which are edge-triggered, are safe to poll.
         """
         channel, conversation = self.channel, self.conversation
+        if conversation.failed is not None:
+            return
         came = False
         now_ns = self._pumped_ns = time.monotonic_ns()
         try:
@@ -189,13 +192,15 @@ class Pump:
             os.eventfd_write(self._wake_fd, 1)
             caretaker = self._caretaker
         if caretaker is not None and caretaker is not threading.current_thread():
-            caretaker.join(1.0)
+            caretaker.join(LEAVE_TIMEOUT_S)
         with self.lock:
             self.conversation.fail(error)
             self._turn.notify_all()
             # A leader in another thread comes back from its poll before the descriptors go.
             os.eventfd_write(self._wake_fd, 1)
-            self._turn.wait_for(lambda: not self._leading, 1.0)
+            self._waiting += 1
+            self._turn.wait_for(lambda: not self._leading, LEAVE_TIMEOUT_S)
+            self._waiting -= 1
             self.channel.close(linger_s)
         os.close(self._wake_fd)
 

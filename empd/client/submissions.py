@@ -22,7 +22,7 @@ class Submissions:
     """All open jobs of a session, and its frames that the daemon has not acknowledged.
 
     `submit` puts a job into the frame being gathered; `seal` makes that frame ready to go. Frames are numbered from
-    1 without gaps, jobs count on from where the daemon says.
+    1 on, jobs count on from where the daemon says.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,11 @@ class Submissions:
         """Takes one job; `handle.number` is set. Same options must be the same object to share a group."""
         size = _size(payload) + len(key) + JOB_BYTES
         batch = self.gathering
+        # A key stands once in a frame: the second job with it must find the first one taken.
         if batch is not None and (
-            len(batch.handles) >= JOBS_PER_FRAME or batch.size_bytes + size > FRAME_PAYLOAD_BYTES_MAX
+            len(batch.handles) >= JOBS_PER_FRAME
+            or batch.size_bytes + size > FRAME_PAYLOAD_BYTES_MAX
+            or (key and key in batch.keys)
         ):
             self.seal()
             batch = None
@@ -56,6 +59,7 @@ class Submissions:
             if group.keys is None:
                 group.keys = [""] * (len(group.payloads) - 1)
             group.keys.append(key)
+            batch.keys.add(key)
         batch.size_bytes += size
         batch.handles.append(handle)
         handle.batch = batch
@@ -171,8 +175,7 @@ class Submissions:
         if not known:
             self._move(session, next_job, pending, accepted)
             accepted = [number for number, handle in self.open.items() if handle.foreign]
-        # A frame number may also stand beyond a gap when the daemon lost acknowledged frames with its power.
-        if not known or (pending and pending[0].number > frame_number + 1) or not pending:
+            # Within a known session a number stays, whatever the daemon has lost: it may remember what it refused.
             for number, batch in enumerate(pending, frame_number + 1):
                 batch.number = number
             self.next_frame = frame_number + 1 + len(pending)

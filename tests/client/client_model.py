@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from empd.client.endpoint import host_id
+from empd.clock import host_id
 from empd.errors import ProtocolError
 from empd.payload import FRAME_BYTES_MAX, INLINE_BYTES_MAX, BlobRef, Carried
 from empd.result import FinishedGroup, FinishedJob, JobError, JobStatus, Refusal, Results
@@ -63,7 +63,7 @@ class ModelBroker:
         if isinstance(frame, frames.ClientHello):
             return [codec.encode(self._hello(peer, frame))]
         if peer not in self.connections:
-            return [codec.encode(frames.Error(0, "refused", "hello first"))]
+            return [codec.encode(frames.Error(getattr(frame, "request", 0), "refused", "say ClientHello first"))]
         session = self.connections[peer]
         if isinstance(frame, frames.Submit):
             return [codec.encode(answer) for answer in self._submit(session, frame)]
@@ -109,9 +109,11 @@ class ModelBroker:
         state = self.sessions[session]
         if (session, submit.number) in self.answers:
             return [self.answers[session, submit.number]]
-        assert submit.number == state["frame"] + 1, f"gap: {submit.number} after {state['frame']}"
+        assert submit.number > state["frame"]
         assert submit.first >= state["job"]
         accepted = frames.Accepted(submit.number, [], [])
+        keys = [key for group in submit.groups for key in group.keys or [] if key]
+        assert len(keys) == len(set(keys)), "a key stands twice in one frame"
         index, done = 0, []
         for group in submit.groups:
             for payload, key in zip(group.payloads, group.keys or [""] * len(group.payloads), strict=True):
@@ -168,7 +170,7 @@ class ModelBroker:
                 options,
                 FinishedJob(number, 2, None, 1, 0, 0, JobError("cancelled", "by request")),
             )
-        return {"ids": stopped}
+        return {"cancelled": stopped, "cancelling": [], "unknown": [number for number in ids if number not in stopped]}
 
 
 class RouterDouble:
@@ -204,7 +206,7 @@ class RouterDouble:
     def finish(self, count: int = 1 << 60) -> None:
         """Completes waiting jobs and tells their sessions."""
         with self.lock:
-            self._finish = count
+            self._finish += count
         os.eventfd_write(self._wake, 1)
 
     def say(self, data: bytes) -> None:

@@ -11,12 +11,12 @@ from client_model import ModelBroker, failing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empd.client.conversation import ASK_AGAIN_NS, ASK_IDS_MAX, GREETING_RETRY_NS, Conversation
+from empd.client.conversation import ASK_AGAIN_NS, ASK_IDS_MAX, GREETING_RETRY_NS, SILENCE_NS, Conversation
 from empd.client.handle import Handle
 from empd.client.options import OptionsEncoder
 from empd.errors import FailureClass, JobFailed, ProtocolError, Refused
 from empd.payload import FRAME_BYTES_MAX
-from empd.result import FinishedGroup, FinishedJob, Refusal
+from empd.result import FinishedGroup, FinishedJob, JobStatus, Refusal
 from empd.wire import codec, frames
 
 OPTIONS = OptionsEncoder().encode("square", "bytes", {})
@@ -323,6 +323,58 @@ def test_open_handles_are_asked_for_in_bounded_frames() -> None:
     asks = [frame for frame in link.broker.seen if isinstance(frame, frames.Ask)]
     assert [len(ask.ids) for ask in asks] == [ASK_IDS_MAX, 100]
     assert all(handle.finished for handle in link.handles)
+
+
+def test_a_daemon_that_dropped_us_without_a_word_is_noticed() -> None:
+    link = Link(ModelBroker(work=lambda number, payload: None))
+    link.settle()
+    handle = link.submit(b"a")
+    link.settle()
+    # It gave up on a slow connection: the session stays, nobody holds it, and the result went to nobody.
+    link.broker.restart()
+    link.broker.finish()
+    link.pull()
+    assert not link.up
+    link.now_ns += SILENCE_NS
+    link.pull()
+    link.settle()
+    assert handle.finished is not None
+    assert not link.conversation.busy
+
+
+def test_a_request_before_the_greeting_is_asked_again() -> None:
+    link = Link(ModelBroker())
+    link.settle()
+    link.broker.restart()
+    request = link.conversation.request(frames.Status)
+    link.pull()
+    link.settle()
+    assert request.value() == {"waiting": 0}
+
+
+def test_history_that_lags_behind_is_asked_again() -> None:
+    link = Link(ModelBroker(work=lambda number, payload: None))
+    link.settle()
+    handle = link.submit(b"a")
+    link.settle()
+    link.conversation.receive(codec.encode(frames.States(0, [JobStatus(handle.number, "unknown", epoch=50)])), 0)
+    for through_seq in (10, 49):
+        assert link.conversation.take_unknown() == [handle.number]
+        link.conversation.take_history([handle.number], frames.HistoryAnswer(1, through_seq, []))
+        assert not handle.ended
+    assert link.conversation.take_unknown() == [handle.number]
+    link.conversation.take_history([handle.number], frames.HistoryAnswer(1, 50, []))
+    assert isinstance(handle.failure(), Refused)
+
+
+def test_a_key_given_twice_in_a_row_goes_in_two_frames() -> None:
+    link = Link(ModelBroker(work=lambda number, payload: None))
+    link.settle()
+    link.submit(b"busy")
+    handles = [link.submit(b"same", key="k") for _ in range(3)]
+    link.settle()
+    assert len({handle.number for handle in handles}) == 1
+    assert not any(handle.ended for handle in handles)
 
 
 def test_a_greeting_without_answer_is_repeated() -> None:
