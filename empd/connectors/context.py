@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -210,12 +210,37 @@ class Context:
         return await self.port.state_set(self, key, data, expected_version)
 
 
-class SyncContext:
-    """A `Context` for code that runs in another thread: the same names, with calls that block instead of await."""
+class Bridge(Protocol):
+    """How code outside the event loop's thread reaches a context."""
 
-    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
-        self._context = context
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Has `function` called soon."""
+
+    def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Blocks until the coroutine is done; returns its value."""
+
+
+class ThreadBridge:
+    """From another thread of the same process."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """See Bridge.call."""
+        self._loop.call_soon_threadsafe(function, *args)
+
+    def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """See Bridge.wait."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+class SyncContext:
+    """A `Context` for plain functions: the same names, with calls that block instead of await."""
+
+    def __init__(self, context: Context, bridge: Bridge) -> None:
+        self._context = context
+        self._bridge = bridge
         self.job = context.job
 
     @property
@@ -268,32 +293,29 @@ class SyncContext:
 
     def progress(self, fraction: float, message: str = "", step: int = 0, steps: int = 0) -> None:
         """See Context.progress."""
-        self._loop.call_soon_threadsafe(self._context.progress, fraction, message, step, steps)
+        self._bridge.call(self._context.progress, fraction, message, step, steps)
 
     def partial(self, value: Any) -> None:
         """See Context.partial."""
-        self._loop.call_soon_threadsafe(self._context.partial, value)
+        self._bridge.call(self._context.partial, value)
 
     def log(self, message: str, **fields: Any) -> None:
         """See Context.log."""
         text = f"{message} {render_fields(fields)}" if fields else message
-        self._loop.call_soon_threadsafe(self._context.log, text)
+        self._bridge.call(self._context.log, text)
 
     def checkpoint(self, data: bytes) -> None:
         """See Context.checkpoint; blocks until it is durable."""
-        self._wait(self._context.checkpoint(data))
+        self._bridge.wait(self._context.checkpoint(data))
 
     def state_get(self, key: str) -> tuple[int, bytes]:
         """See Context.state_get."""
-        version, data = self._wait(self._context.state_get(key))
+        version, data = self._bridge.wait(self._context.state_get(key))
         return version, data
 
     def state_set(self, key: str, data: bytes, expected_version: int) -> int:
         """See Context.state_set."""
-        return int(self._wait(self._context.state_set(key, data, expected_version)))
-
-    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return int(self._bridge.wait(self._context.state_set(key, data, expected_version)))
 
 
 def check_checkpoint(data: bytes) -> None:

@@ -135,5 +135,7 @@ class StateConflict(ConnectorError):
 def describe(error: BaseException) -> str:
     """One line about an exception."""
     text = str(error).strip()
+    if isinstance(error, ConnectorError):
+        return text[:500]
     name = type(error).__name__
     return f"{name}: {text}"[:500] if text else name

@@ -84,7 +84,7 @@ class Link:
             except zmq.Again:
                 break
             pending.popleft()
-        if self._socket.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        if int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:

@@ -1,0 +1,194 @@
+"""One process of a pool: loads the callable once, then does one job after the other for the worker that started it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import msgspec
+
+from empd.connectors.base import Result
+from empd.connectors.context import Context, JobView, SyncContext
+from empd.connectors.failures import BadResponse, ConnectorError, StateConflict, describe
+from empd.connectors.service import callables
+from empd.connectors.service.pool_wire import (
+    LENGTH_BYTES,
+    Answer,
+    Ask,
+    Close,
+    Failure,
+    Finished,
+    Job,
+    Load,
+    LogLine,
+    Message,
+    PartialValue,
+    Progress,
+    Ready,
+    ToProcess,
+    decode_to_process,
+    encode,
+)
+from empd.connectors.verdict import judge
+from empd.payload import BlobRef
+
+_PR_SET_PDEATHSIG = 1
+_pack = msgspec.msgpack.Encoder().encode
+
+
+def main(fd: int) -> None:
+    """Serves until the worker closes the socket."""
+    with socket.socket(fileno=fd) as peer, asyncio.Runner() as runner:
+        Process(peer, runner).serve()
+
+
+class Inline:
+    """A bridge for code that is alone in its process: everything happens at once."""
+
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Calls it."""
+        function(*args)
+
+    def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Runs a coroutine that never waits for the loop: the port behind it blocks instead."""
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            return stop.value
+        raise RuntimeError("a call in a pool process must not wait for the event loop")
+
+
+class Process:
+    """The process's end of the socket, and the JobPort of its jobs."""
+
+    def __init__(self, peer: socket.socket, runner: asyncio.Runner) -> None:
+        self._peer = peer
+        self._runner = runner
+        self._lock = threading.Lock()
+        self.secrets: Mapping[str, str] = {}
+
+    def serve(self) -> None:
+        """Loads, then does jobs."""
+        load = self._receive()
+        if not isinstance(load, Load):
+            return
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != load.parent_pid:
+            return  # the worker died before the line above could tell the kernel
+        self.secrets = {name: os.environ.get(name, "") for name in load.secrets}
+        try:
+            loaded = callables.load(load.target, load.python_path)
+            self._runner.run(callables.prepare(loaded, load.options, _at_once))
+        except Exception as error:  # the operator's code; the worker shows the reason
+            self._send(Ready(False, describe(error), error.retry if isinstance(error, ConnectorError) else True))
+            return
+        self._send(Ready(loaded.is_async))
+        while isinstance(message := self._receive(), Job):
+            self._send(self._do(loaded, message))
+        if isinstance(message, Close):
+            self._runner.run(callables.dismantle(loaded, _at_once))
+
+    def _do(self, loaded: callables.Loaded, message: Job) -> Message:
+        job = JobView(message.id, message.epoch, message.attempt, message.details, message.payload)
+        context = Context(self, job, message.started_ns)
+        context.timeout_s, context.last_checkpoint = message.timeout_s, message.checkpoint
+        try:
+            if loaded.is_async:
+                value = self._runner.run(callables.run_async(loaded, context.payload, context))
+            else:
+                value = callables.run(loaded, context.payload, SyncContext(context, Inline()))
+            usage = None
+            if isinstance(value, Result):
+                value, usage = value.value, value.usage
+            return Finished(_encoded(value), usage)
+        except BaseException as error:  # foreign code: its job fails, the process goes on
+            verdict = judge(error)
+            return Failure(
+                verdict.failure, verdict.message, verdict.retry, verdict.cause, verdict.retry_after_s, verdict.evidence
+            )
+
+    # --- JobPort -----------------------------------------------------------------------------------------------------
+
+    def progress(self, context: Context, fraction: float, message: str, step: int, steps: int) -> None:
+        """To the worker."""
+        self._send(Progress(fraction, message, step, steps))
+
+    def partial(self, context: Context, value: Any) -> None:
+        """To the worker; what cannot be encoded is dropped, as partial results may be."""
+        try:
+            self._send(PartialValue(_encoded(value)))
+        except BadResponse:
+            return
+
+    def log(self, context: Context, text: str) -> None:
+        """To the worker."""
+        self._send(LogLine(text))
+
+    async def checkpoint(self, context: Context, data: bytes) -> None:
+        """Blocks until it is durable."""
+        self._ask(Ask("checkpoint", data=data))
+
+    async def state_get(self, key: str) -> tuple[int, bytes]:
+        """Blocks for the answer."""
+        answer = self._ask(Ask("state_get", key))
+        return answer.version, answer.data
+
+    async def state_set(self, context: Context, key: str, data: bytes, expected_version: int) -> int:
+        """Blocks until it is durable."""
+        return self._ask(Ask("state_set", key, data, expected_version)).version
+
+    def read_blob(self, ref: BlobRef) -> bytes:
+        """Never called: the worker sends payloads whole."""
+        raise BadResponse("a pool process has no arena")
+
+    def view_blob(self, ref: BlobRef) -> memoryview:
+        """As `read_blob`."""
+        raise BadResponse("a pool process has no arena")
+
+    def _ask(self, ask: Ask) -> Answer:
+        self._send(ask)
+        answer = self._receive()
+        if not isinstance(answer, Answer):
+            raise EOFError("the worker is gone")
+        if answer.error:
+            raise StateConflict(answer.error)
+        return answer
+
+    # --- bytes -------------------------------------------------------------------------------------------------------
+
+    def _send(self, message: Message) -> None:
+        with self._lock:
+            self._peer.sendall(encode(message))
+
+    def _receive(self) -> ToProcess | None:
+        head = self._exactly(LENGTH_BYTES)
+        body = self._exactly(int.from_bytes(head, "big")) if head else b""
+        return decode_to_process(body) if body else None
+
+    def _exactly(self, count: int) -> bytes:
+        """That many bytes; nothing when the worker has closed."""
+        buffer = bytearray(count)
+        view, have = memoryview(buffer), 0
+        while have < count:
+            got = self._peer.recv_into(view[have:])
+            if not got:
+                return b""
+            have += got
+        return bytes(buffer)
+
+
+async def _at_once(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+def _encoded(value: Any) -> bytes:
+    try:
+        return _pack(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadResponse(f"the result cannot be encoded: {describe(error)}", retry=False) from None
