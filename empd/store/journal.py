@@ -37,6 +37,8 @@ DURABILITIES: tuple[Durability, ...] = ("fsync", "os", "memory")
 _HEAD = struct.Struct("<qqqq")
 _INSERT = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)"
 _SELECT = "SELECT seq, at_ns, kind, origin, body, crc FROM rows WHERE seq >= ? ORDER BY seq LIMIT ?"
+_PAGE_BYTES = 16384
+_CHECKPOINT_BYTES = 8 << 20
 _WAL_BYTES_MAX = 64 << 20
 _COMPACT_FREE_BYTES = 32 << 20
 _COMPACT_USED_BYTES = 4 << 20
@@ -349,8 +351,12 @@ def _inspect(path: Path, accept_loss: bool) -> int:
 
 
 def _pragmas(durability: Durability) -> dict[str, str]:
+    # A write-ahead log that wraps after 8 MiB is mostly rewritten in place, which syncs faster than a growing file;
+    # large pages carry a frame's body in few overflow pages. Both figures are measured.
     return {
+        "page_size": str(_PAGE_BYTES),
         "journal_mode": "WAL",
+        "wal_autocheckpoint": str(_CHECKPOINT_BYTES // _PAGE_BYTES),
         "synchronous": "FULL" if durability == "fsync" else "OFF",
         "journal_size_limit": str(_WAL_BYTES_MAX),
         "temp_store": "MEMORY",

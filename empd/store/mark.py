@@ -3,9 +3,9 @@
 Two records of 24 bytes are written alternately, so that a write that is torn by a crash leaves the other one:
 
     offset  0         8           12     16     18          19       20
-           last_seq  instance32  boot32 count  durability  version  crc32 (of the 20 bytes before it)
+           last_seq  instance32  boot32 turn  durability  version  crc32 (of the 20 bytes before it)
 
-The newest is the valid one whose `count` follows the other's (modulo 2^16). It is written after each commit and
+The newest is the valid one whose `turn` follows the other's (modulo 2^16). It is written after each commit and
 never synced: a power cut may leave it behind the journal, never ahead of one that was synced.
 """
 
@@ -21,7 +21,7 @@ _BODY = struct.Struct("<QIIHBB")
 _CRC = struct.Struct("<I")
 RECORD_BYTES = _BODY.size + _CRC.size
 _VERSION = 1
-_COUNT_MASK = 0xFFFF
+_TURN_MASK = 0xFFFF
 
 
 class Mark(NamedTuple):
@@ -32,12 +32,12 @@ class Mark(NamedTuple):
     instance32: int
     boot32: int
     durability: int
-    count: int = 0
+    turn: int = 0
 
 
 def pack(mark: Mark) -> bytes:
     """The record's bytes."""
-    body = _BODY.pack(mark.last_seq, mark.instance32, mark.boot32, mark.count & _COUNT_MASK, mark.durability, _VERSION)
+    body = _BODY.pack(mark.last_seq, mark.instance32, mark.boot32, mark.turn & _TURN_MASK, mark.durability, _VERSION)
     return body + _CRC.pack(zlib.crc32(body))
 
 
@@ -48,10 +48,10 @@ def unpack(data: bytes) -> Mark | None:
     body = data[: _BODY.size]
     if zlib.crc32(body) != _CRC.unpack_from(data, _BODY.size)[0]:
         return None
-    last_seq, instance32, boot32, count, durability, version = _BODY.unpack(body)
+    last_seq, instance32, boot32, turn, durability, version = _BODY.unpack(body)
     if version != _VERSION:
         return None
-    return Mark(last_seq, instance32, boot32, durability, count)
+    return Mark(last_seq, instance32, boot32, durability, turn)
 
 
 class MarkFile:
@@ -60,13 +60,13 @@ class MarkFile:
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.newest = _newest(os.pread(self._descriptor, 2 * RECORD_BYTES, 0))
-        self._count = self.newest.count + 1 if self.newest else 0
+        self._turn = self.newest.turn + 1 if self.newest else 0
 
     def write(self, mark: Mark) -> None:
         """Records a new mark over the older of the two records. Raises OSError."""
-        count = self._count
-        os.pwrite(self._descriptor, pack(mark._replace(count=count)), (count & 1) * RECORD_BYTES)
-        self._count = (count + 1) & _COUNT_MASK
+        turn = self._turn
+        os.pwrite(self._descriptor, pack(mark._replace(turn=turn)), (turn & 1) * RECORD_BYTES)
+        self._turn = (turn + 1) & _TURN_MASK
 
     def close(self) -> None:
         """Closes the file; closing twice is fine."""
@@ -87,4 +87,4 @@ def _newest(data: bytes) -> Mark | None:
     first, second = unpack(data[:RECORD_BYTES]), unpack(data[RECORD_BYTES : 2 * RECORD_BYTES])
     if first is None or second is None:
         return first or second
-    return second if (second.count - first.count) & _COUNT_MASK == 1 else first
+    return second if (second.turn - first.turn) & _TURN_MASK == 1 else first
