@@ -16,8 +16,8 @@ import msgspec
 from empd.device import Device, virtual_devices
 from empd.lifecycle import parent_is_gone
 from empd.supervisor import prctl
+from empd.supervisor.descriptors import close_all_but
 from empd.supervisor.signals import forget_in_child
-from empd.supervisor.spawn import close_all_but
 
 _log = logging.getLogger("empd.supervisor")
 ENUMERATE = "empd.telemetry.enumerate:enumerate_devices"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from empd.lifecycle import Child, parent_is_gone
 from empd.supervisor import evidence, prctl
 from empd.supervisor.children import Spec
+from empd.supervisor.descriptors import close_all_but
 from empd.supervisor.kinds import Kind
 from empd.supervisor.signals import forget_in_child
 from empd.supervisor.trees import Trees
@@ -160,14 +161,3 @@ def _say_why(evidence_fd: int) -> None:
     for fd in (2, evidence_fd):
         with contextlib.suppress(OSError):
             os.write(fd, text.encode(errors="backslashreplace"))
-
-
-def close_all_but(kept: Iterable[int]) -> None:
-    """Closes every descriptor of this process that is not in `kept`."""
-    low = 0
-    for fd in sorted(set(kept)):
-        # An empty range would not be one to the kernel: its end would wrap around.
-        if low < fd:
-            os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))

@@ -14,6 +14,8 @@ import signal
 from pathlib import Path
 from typing import Protocol
 
+from empd.supervisor.sentinel import Sentinel
+
 _log = logging.getLogger("empd.supervisor")
 _DELEGATE_MARKS = ("user.delegate", "trusted.delegate")
 
@@ -29,6 +31,9 @@ class Trees(Protocol):
     def enter(self, name: str) -> None:
         """In the child, before it can fork."""
 
+    def admit(self, name: str, session: int) -> None:
+        """In the supervisor, after the fork."""
+
     def kill(self, name: str, session: int) -> None:
         """SIGKILL to every process of the tree."""
 
@@ -38,7 +43,7 @@ class Trees(Protocol):
     def out_of_memory(self, name: str) -> bool:
         """The kernel killed in this tree because of its memory limit."""
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, session: int) -> None:
         """After the tree is empty."""
 
 
@@ -64,9 +69,15 @@ class ProcessGroups:
 
     mode = "process_group"
 
+    def __init__(self) -> None:
+        self._sentinel = Sentinel(self._end)
+
     def prepare(self, name: str, memory_bytes_max: int) -> None: ...
 
     def enter(self, name: str) -> None: ...
+
+    def admit(self, name: str, session: int) -> None:
+        self._sentinel.add(session)
 
     def kill(self, name: str, session: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -81,7 +92,12 @@ class ProcessGroups:
     def out_of_memory(self, name: str) -> bool:
         return False
 
-    def remove(self, name: str) -> None: ...
+    def remove(self, name: str, session: int) -> None:
+        self._sentinel.drop(session)
+
+    def _end(self, session: int) -> bool:
+        self.kill("", session)
+        return self.is_empty("", session)
 
 
 class Cgroups:
@@ -102,7 +118,7 @@ class Cgroups:
 
     def prepare(self, name: str, memory_bytes_max: int) -> None:
         group = self._root / name
-        self.remove(name)
+        self._clear(name)
         group.mkdir(exist_ok=True)
         if self._limits_memory:
             (group / "memory.max").write_text(str(memory_bytes_max or "max"))
@@ -127,7 +143,12 @@ class Cgroups:
     def out_of_memory(self, name: str) -> bool:
         return _field(self._root / name / "memory.events", "oom_kill") > 0
 
-    def remove(self, name: str) -> None:
+    def admit(self, name: str, session: int) -> None: ...
+
+    def remove(self, name: str, session: int) -> None:
+        self._clear(name)
+
+    def _clear(self, name: str) -> None:
         with contextlib.suppress(OSError):
             (self._root / name).rmdir()
 

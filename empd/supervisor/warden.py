@@ -187,6 +187,7 @@ class Warden:
             self.apply(member, Event.EXITED_BAD)
             return
         member.pid, member.pidfd, member.control = spawned.pid, spawned.pidfd, spawned.control
+        self.trees.admit(spec.name, member.pid)
         _log.info("%s started: pid %d, generation %x", spec.name, member.pid, member.generation)
         self._introduce(member, predecessor_ns)
 
@@ -219,7 +220,7 @@ class Warden:
             _log.error("%s left processes that SIGKILL has not ended within 5 s", spec.name)
         status = member.died or 0
         cause = self._cause(member, status)
-        self.trees.remove(spec.name)
+        self.trees.remove(spec.name, member.pid)
         if member.control is not None:
             member.control.close()
             member.control = None

@@ -225,11 +225,12 @@ def test_a_stop_asked_for_by_the_broker_is_a_drain_too(daemon: Daemon):
 
 
 def test_the_death_of_the_supervisor_ends_everything(daemon: Daemon):
-    daemon.behave(w_0="deaf")
+    daemon.behave(w_0="deaf", w_1="has_grandchild")
     daemon.start()
+    assert is_alive(daemon.wait_events(1, "grandchild")[0]["grandchild"])
     daemon.send(signal.SIGKILL)
     daemon.wait_exit()
-    wait_until(lambda: not any(is_alive(pid) for pid in daemon.pids()), "all children to be gone")
+    wait_until(lambda: not any(is_alive(pid) for pid in daemon.pids()), "all children and grandchildren to be gone")
 
 
 def test_a_restarted_supervisor_takes_over_the_directories_of_a_killed_one(daemon: Daemon):

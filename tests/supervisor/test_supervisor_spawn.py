@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from supervisor_daemon import HERE, ROOT
 
+from empd.supervisor.descriptors import close_all_but
 from empd.supervisor.preload import preload
-from empd.supervisor.spawn import close_all_but
 
 # Runs in a process of its own: it must begin with one thread and three descriptors.
 CENSUS = """
