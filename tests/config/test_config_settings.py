@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -313,3 +314,24 @@ def test_any_text_for_any_setting_is_taken_or_refused(name: str, text: str) -> N
         assert isinstance(load({name: text}, {}), Settings)
     except ConfigError as error:
         assert all(problem for problem in error.problems)
+
+
+def pages() -> list[Path]:
+    return [REPOSITORY / "README.md", REPOSITORY / "systemd" / "README.md", *(REPOSITORY / "systemd").glob("*.service")]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_pages_name_only_variables_that_exist(page: Path) -> None:
+    known = {row.environment for row in SETTINGS.values()}
+    assert set(re.findall(r"\bEMPD_[A-Z_]+\b", page.read_text())) <= known
+
+
+def test_the_process_own_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPD_MAX_CRASHES", "9")
+    assert load().max_crashes == 9
+
+
+def test_a_problem_in_a_weaker_place_is_named_even_when_a_stronger_one_is_right(tmp_path: Path) -> None:
+    path = written(tmp_path, "retries = 'lots'")
+    (problem,) = problems_of({"config": path, "retries": 1})
+    assert problem.startswith(f"{path}: retries: ")
