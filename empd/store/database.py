@@ -56,9 +56,8 @@ def migrate(connection: sqlite3.Connection, name: str, application_id: int, curr
     """Lifts the schema from `current` to `wanted`, one transaction for each step."""
     for version in range(current + 1, wanted + 1):
         script = importlib.resources.files("empd.store").joinpath(f"{name}_{version}.sql").read_text()
-        connection.executescript(
-            f"BEGIN IMMEDIATE;\n{script}\nPRAGMA application_id={application_id};\nPRAGMA user_version={version};\nCOMMIT;"
-        )
+        identity = f"PRAGMA application_id={application_id};\nPRAGMA user_version={version};"
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\n{identity}\nCOMMIT;")
 
 
 def sync_directory(directory: Path) -> None:

@@ -31,7 +31,7 @@ SCAN_ROWS_MAX = 100_000
 SESSIONS_MAX = 100_000
 """So many sessions' horizons are kept; older sessions count as expired as a whole."""
 
-_PAGE_BYTES = 8192
+_PAGE_BYTES = 4096
 _IDS_MAX = 500
 
 _EXPIRE_HORIZON = """

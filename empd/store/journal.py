@@ -340,7 +340,8 @@ def _inspect(path: Path, accept_loss: bool) -> int:
         raise JournalDamaged(f"{path}: {error}. {_advice(path)}") from None
     if found.version > SCHEMA_VERSION:
         raise JournalNewer(
-            f"{path} has schema {found.version}, this empd knows {SCHEMA_VERSION}: install the newer empd again; nothing was changed"
+            f"{path} has schema {found.version}, this empd knows {SCHEMA_VERSION}: install the newer empd again; "
+            "nothing was changed"
         )
     if not found.fresh and found.application_id != APPLICATION_ID:
         raise JournalDamaged(f"{path} is not a journal of empd (application id {found.application_id:#x})")
