@@ -1,0 +1,109 @@
+"""`empd config`: check, show, schema, sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from empd.cli import options, output
+from empd.cli.codes import ExitCode
+from empd.cli.commands import Suggesting
+from empd.errors import ConfigError
+from empd.mapping import Mapping
+from empd.settings import SETTINGS, load_with_sources, plain
+
+_FILES = [
+    click.option("--config", type=click.Path(path_type=Path), help="The settings file."),
+    click.option("--mapping", type=click.Path(path_type=Path), help="The service mapping."),
+]
+
+
+def _files(command: Any) -> Any:
+    for option in reversed(_FILES):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Suggesting)
+def config() -> None:
+    """Check, show and describe the configuration."""
+
+
+def _flags(config: Path | None, mapping: Path | None) -> dict[str, Any]:
+    return {name: str(path) for name, path in (("config", config), ("mapping", mapping)) if path is not None}
+
+
+@config.command()
+@_files
+@options.as_json
+def check(config: Path | None, mapping: Path | None, json_output: bool) -> int:
+    """Check settings and service mapping; every problem is told at once."""
+    problems: list[str] = []
+    found: Path | None = mapping
+    try:
+        found = load_with_sources(_flags(config, mapping)).settings.mapping
+    except ConfigError as error:
+        problems += error.problems
+    # A wrong settings file must not hide what is wrong in the mapping.
+    summary = ""
+    if found is None or found.exists():
+        try:
+            services = Mapping.load(found)
+            summary = f"{len(services.workers)} worker types, {len(services.services)} services"
+        except ConfigError as error:
+            problems += error.problems
+    if json_output:
+        output.print_json({"ok": not problems, "problems": problems, "mapping": str(found) if found else None})
+    elif problems:
+        for problem in problems:
+            print(problem)
+    else:
+        print(f"ok: {summary} in {found or 'the embedded mapping'}")
+    return ExitCode.FAILED if problems else ExitCode.OK
+
+
+@config.command()
+@_files
+@options.as_json
+def show(config: Path | None, mapping: Path | None, json_output: bool) -> None:
+    """Show every setting, its value and where it came from."""
+    loaded = load_with_sources(_flags(config, mapping))
+    values = {name: plain(getattr(loaded.settings, name)) for name in SETTINGS}
+    if json_output:
+        output.print_json({name: {"value": values[name], "source": loaded.sources[name]} for name in SETTINGS})
+        return
+    rows = [(name, _text(values[name]), loaded.sources[name]) for name in SETTINGS]
+    output.print_table(("setting", "value", "from"), rows)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+@config.command()
+@click.argument("which", type=click.Choice(["settings", "mapping"]), default="settings")
+def schema(which: str) -> None:
+    """Print the JSON Schema of the settings file or of the service mapping."""
+    from empd import samples
+
+    output.print_json(samples.settings_schema() if which == "settings" else samples.mapping_schema())
+
+
+@config.command()
+@click.argument("which", type=click.Choice(["settings", "mapping"]), default="settings")
+def sample(which: str) -> None:
+    """Print an annotated settings file, or a mapping to begin with."""
+    if which == "settings":
+        from empd import samples
+
+        print(samples.sample_toml(), end="")
+        return
+    import json
+
+    from empd.mapping import EMBEDDED
+
+    print(json.dumps(EMBEDDED, indent=2))

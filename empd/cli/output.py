@@ -1,0 +1,122 @@
+"""What commands print: JSON for programs, tables for people."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from empd.job import format_id
+from empd.result import JobStatus
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STYLES = {
+    "completed": "green",
+    "failed": "red",
+    "dead": "red",
+    "dead_lettered": "red",
+    "expired": "yellow",
+    "cancelled": "yellow",
+    "cancelling": "yellow",
+    "assigned": "cyan",
+    "delayed": "magenta",
+}
+
+
+def console(stderr: bool = False) -> Console:
+    """Rich's console, imported when something is drawn."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_json(value: Any) -> None:
+    """One JSON document; indented on a terminal."""
+    indent = 2 if sys.stdout.isatty() else None
+    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=indent))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bytes, memoryview)):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    return str(value)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """A table; columns that begin with `>` are right-aligned."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    console().print(table)
+
+
+def status_document(status: JobStatus) -> dict[str, Any]:
+    """A job's state as JSON; the keys are those of the HTTP API."""
+    return {
+        "id": format_id(status.id),
+        "state": status.state,
+        "service": status.service,
+        "priority": status.priority,
+        "customer_id": status.customer_id,
+        "workflow_id": status.workflow_id,
+        "labels": status.labels or {},
+        "submitted_at": time_text(status.submitted_ns) or None,
+        "started_at": time_text(status.started_ns) or None,
+        "attempts": status.attempts,
+        "worker": status.worker or None,
+        "reason": status.reason,
+        "error": None
+        if status.error is None
+        else {
+            "failure": status.error.failure,
+            "message": status.error.message,
+            "evidence": status.error.evidence,
+        },
+    }
+
+
+def time_text(wall_ns: int) -> str:
+    """ISO 8601 in UTC, to the millisecond; empty for 0."""
+    if not wall_ns:
+        return ""
+    moment = datetime.datetime.fromtimestamp(wall_ns / 1e9, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def age(wall_ns: int) -> str:
+    """How long ago, for people; empty for 0."""
+    return duration(time.time() - wall_ns / 1e9) if wall_ns else ""
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min`, `5.2 h`, `2.1 d`."""
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86_400:.1f} d"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
