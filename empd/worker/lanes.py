@@ -21,6 +21,8 @@ from empd.worker.outcome import Outcomes
 TURN_NS_MAX = 5_000_000
 """After this long without a pause a lane lets the event loop have a turn."""
 
+CLOSE_S_MAX = 0.2
+
 Entry = tuple[Hosted, JobDetails, float, AssignedJob]
 
 
@@ -50,6 +52,7 @@ class Lanes:
         self._idle: list[Lane] = []
         self._spreading = False
         self._wave = 1
+        self._pausing = 0
         self._closed = False
 
     def add(self, entries: Iterable[Entry]) -> None:
@@ -61,7 +64,11 @@ class Lanes:
 
     def _spread(self) -> None:
         """Wakes lanes while jobs are left; looks again after they had their turn."""
-        self._spreading = False
+        self._spreading = self._pausing > 0 and bool(self._queue)
+        if self._spreading:
+            # A lane let the loop have a turn and goes on by itself: more lanes would only make the turns longer.
+            self._loop.call_soon(self._spread)
+            return
         missing = min(len(self._queue), self._wave)
         while missing and not self._closed and (self._idle or len(self._lanes) < self._concurrency):
             if self._idle:
@@ -134,7 +141,11 @@ class Lanes:
                     _forget_cancel(lane)
                 if now_ns - turn_ns > TURN_NS_MAX:
                     outbox.flush()
-                    await asyncio.sleep(0)
+                    self._pausing += 1
+                    try:
+                        await asyncio.sleep(0)
+                    finally:
+                        self._pausing -= 1
                     turn_ns = now_ns = clock()
             outbox.flush()
             note(now_ns)
@@ -203,7 +214,7 @@ class Lanes:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+            await asyncio.wait(tasks, timeout=CLOSE_S_MAX)
 
 
 def _forget_cancel(lane: Lane) -> None:

@@ -26,6 +26,7 @@ from empd.wire import codec, frames
 from empd.worker.activity import Activities
 from empd.worker.hosted import Hosted, Plan
 from empd.worker.lanes import Entry, Lanes
+from empd.worker.leaving import Leaving, Way
 from empd.worker.link import Link
 from empd.worker.log import Log
 from empd.worker.outbox import Outbox
@@ -35,10 +36,8 @@ from empd.worker.report import METRICS_INTERVAL_S, Reporter
 from empd.worker.requests import Requests
 
 OPTIONS_CACHED_MAX = 1024
-LEAVE_POLL_S = 0.01
-SETTLE_S_MAX = 5.0
-STOP_SHARE = 0.8
-"""The part of `term_grace_s` that a stop may take, so that a stopped worker ends before it is killed."""
+CLOSE_SHARE = 0.3
+"""The part of `term_grace_s` that connectors have to close."""
 
 
 def main(child: Child) -> int:
@@ -64,20 +63,18 @@ class Worker:
         self._log = Log(child.settings.log_level, worker=child.name, generation=child.generation, pid=os.getpid())
         self._routes: dict[str, str] = self._kind.routes()
         self._details: dict[bytes, tuple[Hosted | None, JobDetails]] = {}
-        self._refusing = ""
         self._welcomed = False
         self._opened = False
         self._ready_sent = False
-        self._leaving: asyncio.Task[None] | None = None
 
     async def serve(self) -> int:
         """The worker's whole life; returns the exit status."""
         self._startup()
+        opening = asyncio.create_task(self._open_services())
         try:
-            await self._open_services()
             return await self._ended
         finally:
-            await self._shutdown()
+            await self._shutdown(opening)
 
     def _startup(self) -> None:
         child, settings = self._child, self._settings
@@ -91,11 +88,14 @@ class Worker:
         self._requests = Requests(self._link.send)
         limit_bytes = self._kind.memory_max_bytes
         self._activities = Activities(
-            child, settings.worker_memory_max_bytes if limit_bytes is None else limit_bytes, self._recycle
+            child, settings.worker_memory_max_bytes if limit_bytes is None else limit_bytes, self._on_heavy
         )
         outcomes = Outcomes(self._outbox, arena, settings.durability != "memory", self._activities.note)
         self._outcomes = outcomes
-        self._lanes = Lanes(self._kind.max_concurrent_jobs, outcomes, self._lane_lost)
+        self._lanes = Lanes(
+            self._kind.max_concurrent_jobs, outcomes, lambda error: self._log("lane_lost", "error", reason=repr(error))
+        )
+        self._leaving = Leaving(child, self._lanes, self._outbox, self._offer, lambda: self._end(0))
         self._services = {name: self._host(name, arena) for name in dict.fromkeys(self._routes.values())}
         self._activities.watch(self._lanes, [hosted.tally for hosted in self._services.values()])
         self._handlers: dict[type, Callable[[Any], object]] = {
@@ -109,7 +109,7 @@ class Worker:
             frames.Error: self._on_error,
         }
         self._loop.add_reader(child.control.fileno(), self._on_control)
-        self._loop.add_signal_handler(signal.SIGTERM, self._stop)
+        self._loop.add_signal_handler(signal.SIGTERM, self._leaving.stop)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the group; the supervisor decides
         self._heartbeat()
         self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)
@@ -151,13 +151,16 @@ class Worker:
         self._activities.measure_baseline(self._log)
         self._tell_ready()
 
-    async def _shutdown(self) -> None:
+    async def _shutdown(self, opening: asyncio.Task[None]) -> None:
         self._loop.remove_reader(self._child.control.fileno())
-        if self._leaving is not None:
-            self._leaving.cancel()
+        self._leaving.close()
+        opening.cancel()
         await self._lanes.close()
-        await asyncio.gather(*(hosted.close() for hosted in self._services.values()))
+        closing = [asyncio.ensure_future(hosted.close()) for hosted in self._services.values()]
+        # What does not close in time (a thread in an endless call, a model half loaded) ends with the process.
+        await asyncio.wait((opening, *closing), timeout=CLOSE_SHARE * self._settings.term_grace_s)
         self._snapshot()
+        self._activities.close()
         self._reporter.close()
         self._link.close()
         self._zmq.term()
@@ -168,17 +171,17 @@ class Worker:
         offers = []
         for job_type, name in self._routes.items():
             hosted = self._services[name]
-            reason = self._refusing or hosted.reason
+            reason = self._leaving.way or hosted.reason
             offers.append(frames.ServiceOffer(job_type, 0 if reason else hosted.plan.slots, reason, hosted.models))
         return offers
 
     def _slots(self) -> int:
-        return 0 if self._refusing else self._kind.max_concurrent_jobs
+        return 0 if self._leaving.way else self._kind.max_concurrent_jobs
 
     def _offer(self) -> None:
         """Says what is offered now; before the first Welcome the next Hello says it."""
         if self._welcomed:
-            self._link.send(frames.Capacity(self._slots(), self._offers(), self._refusing))
+            self._link.send(frames.Capacity(self._slots(), self._offers(), self._leaving.way))
 
     def _say_hello(self) -> None:
         child = self._child
@@ -220,7 +223,7 @@ class Worker:
         for group in frame.groups:
             hosted, details = self._group(bytes(group.options))
             timeout_s = group.timeout_s
-            if hosted is None or self._refusing == "stopping":
+            if hosted is None or self._leaving.way is Way.STOPPING:
                 for job in group.jobs:
                     self._outcomes.never_ran(hosted, (job.id, job.epoch), "drain")
             else:
@@ -260,29 +263,20 @@ class Worker:
         for record in records:
             match record.notice:
                 case Notice.DRAIN:
-                    self._leave("draining", Notice.DRAINED, float(record.value))
+                    self._leaving.drain(float(record.value))
                 case Notice.RESUME:
-                    self._resume()
+                    self._leaving.resume()
                 case Notice.RELOAD:
                     self._loop.create_task(self._reload()).add_done_callback(lambda _: self._offer())
                 case Notice.STOP:
-                    self._stop()
+                    self._leaving.stop()
                 case _:
                     continue  # neighbours: the broker's concern
 
-    def _stop(self) -> None:
-        self._leave("stopping", None, self._settings.term_grace_s * STOP_SHARE)
-
-    def _recycle(self) -> None:
-        if not self._refusing:
+    def _on_heavy(self) -> None:
+        if self._leaving.way is Way.STAYS:
             self._log("worker_recycled", "warning", rss_bytes=self._activities.rss_bytes)
-            self._leave("recycling", Notice.RECYCLE, 0.0)
-
-    def _resume(self) -> None:
-        if self._refusing == "draining" and self._leaving is not None:
-            self._leaving.cancel()
-            self._leaving, self._refusing = None, ""
-            self._offer()
+            self._leaving.recycle()
 
     async def _reload(self) -> None:
         """Builds again what could not be built or opened."""
@@ -292,43 +286,9 @@ class Worker:
                 hosted.build()
                 await hosted.open(self._offer)
 
-    def _leave(self, how: str, notice: Notice | None, limit_s: float) -> None:
-        if self._refusing == "stopping":
-            return
-        self._refusing = how
-        if self._leaving is not None:
-            self._leaving.cancel()
-        if notice is Notice.RECYCLE:
-            send(self._child.control, Control(notice, ChildKind.WORKER, self._child.slot))
-        self._offer()
-        self._leaving = self._loop.create_task(self._finish(how, notice, limit_s))
-
-    async def _finish(self, how: str, notice: Notice | None, limit_s: float) -> None:
-        """Ends the process when nothing runs and all is settled; at the limit (0: none) running jobs are stopped."""
-        stop_at_s = self._loop.time() + limit_s if limit_s > 0 else float("inf")
-        if how == "stopping":
-            self._lanes.stop_all("drain")
-        while self._lanes.busy:
-            if self._loop.time() >= stop_at_s:
-                if how == "stopping":
-                    break
-                self._lanes.stop_all("drain")
-                how, stop_at_s = "stopping", self._loop.time() + self._settings.term_grace_s * STOP_SHARE
-            await asyncio.sleep(LEAVE_POLL_S)
-        self._outbox.flush()
-        settle_by_s = self._loop.time() + SETTLE_S_MAX
-        while not self._outbox.empty and self._loop.time() < settle_by_s:
-            await asyncio.sleep(LEAVE_POLL_S)
-        if notice is Notice.DRAINED:
-            send(self._child.control, Control(notice, ChildKind.WORKER, self._child.slot))
-        self._end(0)
-
     def _end(self, status: int) -> None:
         if not self._ended.done():
             self._ended.set_result(status)
-
-    def _lane_lost(self, error: BaseException | None) -> None:
-        self._log("lane_lost", "error", reason=repr(error))
 
     # --- timers ------------------------------------------------------------------------------------------------------
 

@@ -137,6 +137,12 @@ class BrokerDouble:
     def cancelled(self) -> set[tuple[int, int]]:
         return {tuple(claim) for frame in self.of(frames.Done) for claim in frame.cancelled}
 
+    def roundtrip(self) -> None:
+        """Returns when the worker has taken in all that was sent before."""
+        before = len(self.of(frames.Abandoned))
+        self.send(frames.Abandon([(0, 0)]))
+        self.wait(frames.Abandoned, before + 1)
+
     def result(self, claim: tuple[int, int]) -> Any:
         """The result of one job, once it is there; fails at once when the job failed."""
 

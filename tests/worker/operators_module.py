@@ -164,7 +164,6 @@ async def talk_async(payload, context):
 def chatty(payload, context):
     for _ in range(payload):
         context.log("x" * 99)
-    return None
 
 
 def earlier(payload, context):

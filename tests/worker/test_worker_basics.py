@@ -24,6 +24,7 @@ def test_an_assigned_job_is_done_and_settled_work_is_not_held(broker: BrokerDoub
     start({"noop": simulation(echo=True)}).ready()
     claim = broker.assign("noop", [{"x": 1}])[0]
     assert broker.result(claim) == {"echo": {"x": 1}, "steps": 1}
+    broker.roundtrip()
     broker.restart()
     hello = broker.wait(frames.WorkerHello, 2)[1]
     assert hello.held == []
