@@ -125,7 +125,7 @@ class BlobWriter:
 class Arena:
     """Blobs of one daemon, as its processes and the clients of the same user on the same host see them.
 
-    Making one touches nothing; the directories are made by the first blob.
+    Making one touches nothing; the directories are made by `make_directories`, or by the first blob.
     """
 
     def __init__(self, spool_dir: Path, volatile_dir: Path) -> None:
@@ -133,8 +133,16 @@ class Arena:
         self.volatile_dir = volatile_dir
         self._ready: set[Path] = set()
 
+    def make_directories(self) -> None:
+        """Makes both directories, for the daemon to call at its start. Raises Refused when they cannot be used."""
+        for directory in (self.spool_dir, self.volatile_dir):
+            try:
+                _make_directory(directory)
+            except OSError as error:
+                raise _refusal(error, directory) from error
+
     def usable(self) -> bool:
-        """Whether this process can share blobs with the daemon: both directories are here and of this user."""
+        """Whether a client can share blobs with the daemon: both directories are here, and this user's."""
         try:
             found = [os.stat(self.spool_dir), os.stat(self.volatile_dir)]
         except OSError:
@@ -292,18 +300,25 @@ class Arena:
         """Makes the directory where it is missing, and sees once in this process that it is safe to use."""
         if directory in self._ready and directory.is_dir():
             return
-        if directory != self.volatile_dir:
-            self.spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = os.lstat(directory)
-        # /dev/shm is open to all: somebody else may have made the directory to read or drop what is put there.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            raise PermissionError(errno.EACCES, "it is another user's, or open to others")
-        if directory != self.volatile_dir:
+        if directory == self.volatile_dir:
+            _make_directory(directory)
+        else:
+            _make_directory(self.spool_dir)
+            _make_directory(directory)
             # Whoever made the fan-out directory may have died before its entry was on the disk.
             _fsync_directory(self.spool_dir)
             _fsync_directory(self.spool_dir.parent)
         self._ready.add(directory)
+
+
+def _make_directory(directory: Path) -> None:
+    """Makes a directory for this user alone. Raises PermissionError when what is there is not one."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = os.lstat(directory)
+    # /dev/shm is open to all: somebody else may have made the directory to read or drop what is put there. And a
+    # client that runs as root must not leave directories behind that the daemon cannot use.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EACCES, "it is another user's, or open to others")
 
 
 def _read_rest(fd: int, first: bytes, size: int) -> bytes:

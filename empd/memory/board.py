@@ -107,7 +107,7 @@ class Board:
             os.pwrite(fd, layout.HEADER.pack(layout.MAGIC, layout.VERSION, slots), 0)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             return cls(fd, slots, owns_fd=True)
-        except BaseException:
+        except BaseException:  # whatever went wrong, the descriptor must not stay open
             os.close(fd)
             raise
 

@@ -393,8 +393,16 @@ def test_an_arena_is_usable_where_both_directories_are_this_users(arena):
     assert not arena.usable()
     arena.put(b"x", durable=False, encoding="bytes")
     assert not arena.usable()
-    arena.put(b"x", durable=True, encoding="bytes")
+    arena.make_directories()
+    arena.make_directories()
     assert arena.usable()
+    assert {stat.S_IMODE(top.stat().st_mode) for top in (arena.spool_dir, arena.volatile_dir)} == {0o700}
+    arena.spool_dir.chmod(0o770)
+    with pytest.raises(Refused, match="open to others"):
+        arena.make_directories()
+    with pytest.raises(Refused, match="open to others"):
+        arena.put(b"x", durable=True, encoding="bytes")
+    assert list(arena.spool_dir.iterdir()) == [], "no directory is left in somebody else's spool"
 
 
 # --- leftovers ---------------------------------------------------------------------------------------------------
