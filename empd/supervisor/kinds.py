@@ -22,7 +22,7 @@ class Kind(NamedTuple):
     hears_of: frozenset[ChildKind] = frozenset()
     heartbeat_s: float = 0.0
     may_hold_jobs: bool = False  # silence is lawful while a job runs: native code may hold the interpreter
-    oom_score_adj: int = 0  # whom the kernel takes first when memory runs out
+    oom_score_adj: int = 0  # above the supervisor's own: whom the kernel takes first when memory runs out
 
 
 Kinds = Mapping[ChildKind, Kind]

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from empd.device import Device
+from empd.errors import ConfigError
 from empd.lifecycle import ChildKind
 from empd.mapping import Mapping
 from empd.settings import Settings
 from empd.supervisor.children import Spec
 
 Load = Callable[[], tuple[Settings, Mapping]]
+
+SLOTS = 128
+"""How many children one daemon can have."""
 
 # A worker above its soft limit is replaced between two jobs; the kernel steps in only well above that.
 _HARD_LIMIT_SHARE = 1.5
@@ -35,7 +39,10 @@ class Plan(NamedTuple):
 
 
 def make_plan(settings: Settings, mapping: Mapping, devices: Sequence[Device]) -> Plan:
-    """The children in the order of their start. There is telemetry where there is something to measure."""
+    """The children in the order of their start. There is telemetry where there is something to measure.
+
+    Raises ConfigError when they are more than the board has slots.
+    """
     specs = [Spec(ChildKind.BROKER, "broker"), Spec(ChildKind.WEB, "web")]
     if settings.telemetry_interval_s > 0 and any(not device.virtual for device in devices):
         specs.append(Spec(ChildKind.TELEMETRY, "telemetry"))
@@ -43,4 +50,6 @@ def make_plan(settings: Settings, mapping: Mapping, devices: Sequence[Device]) -
         Spec(ChildKind.WORKER, worker.name, worker.worker_type, worker.device)
         for worker in mapping.worker_plan(list(devices))
     ]
+    if len(specs) > SLOTS:
+        raise ConfigError([f"{mapping.source}: workers: {len(specs)} processes in all; accepted: at most {SLOTS}"])
     return Plan(settings, mapping, tuple(devices), tuple(specs))

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,7 +30,7 @@ from empd.supervisor.children import Children, Member
 from empd.supervisor.devices import Found, find
 from empd.supervisor.heartbeat import INTERVAL_NS, HeartbeatWatch
 from empd.supervisor.kinds import Kinds, kinds
-from empd.supervisor.plan import Load, Plan, make_plan
+from empd.supervisor.plan import SLOTS, Load, Plan, make_plan
 from empd.supervisor.preload import preload
 from empd.supervisor.restart import Event, Goal, State
 from empd.supervisor.rollout import Rollout
@@ -38,23 +39,27 @@ from empd.supervisor.stopping import Stopping
 from empd.supervisor.warden import Warden, workers_of
 
 _log = logging.getLogger("empd.supervisor")
-_BOARD_SLOTS = 128
 _VERDICTS = frozenset({Exit.CRASHED, Exit.HUNG, Exit.GPU_LOST, Exit.OUT_OF_MEMORY, Exit.DRAINED})
+
+
+class Outside(NamedTuple):
+    """What the supervisor asks when it starts and at a reload."""
+
+    load: Load
+    table: Callable[[Settings], Kinds]
+    find_devices: Callable[[str | tuple[str, ...]], Found]
 
 
 class Supervisor:
     """One daemon: its children, and what it has in hand (a reload, a stop)."""
 
-    def __init__(
-        self, plan: Plan, load: Load, table: Callable[[Settings], Kinds], notifier: notify.Notifier, reason: str
-    ) -> None:
-        self._load = load
-        self._table = table
+    def __init__(self, plan: Plan, outside: Outside, notifier: notify.Notifier, reason: str) -> None:
+        self._load, self._table, self._find_devices = outside
         self._notifier = notifier
         self._devices_reason = reason
-        self._board = Board.create(_BOARD_SLOTS)
-        rows = table(plan.settings)
-        self.warden = Warden(Children(_BOARD_SLOTS), rows, trees.detect(), self._board, plan)
+        self._board = Board.create(SLOTS)
+        rows = self._table(plan.settings)
+        self.warden = Warden(Children(SLOTS), rows, trees.detect(), self._board, plan)
         self._watch = HeartbeatWatch(self._board, rows)
         self._rollout: Rollout | None = None
         self._stopping: Stopping | None = None
@@ -95,7 +100,7 @@ class Supervisor:
                 warden.condemn(member, Exit.HUNG, Event.HANG)
         if self._rollout is not None and self._rollout.tick():
             self._rollout = None
-            self._notifier.ready(self.status_line())
+            self._reloaded(self.status_line())
         timers_ns = warden.run_timers(now_ns)
         if self._stopping is not None and self._stopping.tick():
             return -1
@@ -194,17 +199,30 @@ class Supervisor:
         """Puts the new configuration in force, or says what is wrong with it and keeps the old one."""
         if self._stopping is not None:
             return
-        self._notifier.reloading("reading the configuration")
+        if self._is_ready:
+            self._notifier.reloading("reading the configuration")
         try:
             plan = self._read_plan()
         except ConfigError as error:
-            for problem in error.problems:
-                _log.error("reload: %s", problem)
-            self._notifier.ready(f"reload refused, the old configuration is in force: {error.problems[0]}")
+            self._refuse(error.problems)
+            return
+        except Exception as error:
+            # Whatever is wrong with an operator's files, it must not end what runs.
+            self._refuse([f"{type(error).__name__}: {error}"])
             return
         self.warden.kinds = self._table(plan.settings)
         self._watch = HeartbeatWatch(self._board, self.warden.kinds)
         self._rollout = Rollout(self.warden, plan)
+
+    def _refuse(self, problems: list[str]) -> None:
+        for problem in problems:
+            _log.error("reload: %s", problem)
+        self._reloaded(f"reload refused, the old configuration is in force: {problems[0]}")
+
+    def _reloaded(self, line: str) -> None:
+        # Before the first READY this one would come too early; it will be said when it is true.
+        if self._is_ready:
+            self._notifier.ready(line)
 
     def _read_plan(self) -> Plan:
         old = self.warden.plan
@@ -217,8 +235,9 @@ class Supervisor:
         if problems:
             raise ConfigError(problems)
         devices = old.devices
-        if settings.gpus != old.settings.gpus:
-            found = find(settings.gpus)
+        # Asking takes time that nobody is watched in: only where the answer may be another one.
+        if settings.gpus != old.settings.gpus or (settings.gpus == "auto" and not devices):
+            found = self._find_devices(settings.gpus)
             devices, self._devices_reason = tuple(found.devices), found.reason
         return make_plan(settings, mapping, devices)
 
@@ -311,7 +330,7 @@ def run(
             _log.info("GPUs: %s", found.reason)
         plan = make_plan(settings, mapping, found.devices)
         notifier = notify.from_environment(os.environ)
-        status = Supervisor(plan, load, table, notifier, found.reason).serve()
+        status = Supervisor(plan, Outside(load, table, find_devices), notifier, found.reason).serve()
         runtime_dir.leave(settings.runtime_dir)
         return status
     finally:

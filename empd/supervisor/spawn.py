@@ -126,8 +126,10 @@ def _leave_parent(child: Child, parent_pid: int, trees: Trees, foreign: Iterable
 def _prepare(child: Child, kind: Kind, parent_pid: int) -> None:
     prctl.set_name(f"empd:{child.name}")
     prctl.allow_tracing_by(parent_pid)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(kind.oom_score_adj))
+    if kind.oom_score_adj:
+        score = Path("/proc/self/oom_score_adj")
+        with contextlib.suppress(OSError):
+            score.write_text(str(min(1000, int(score.read_text()) + kind.oom_score_adj)))
     for name in _PRIVATE_ENVIRONMENT:
         os.environ.pop(name, None)
     device = child.device

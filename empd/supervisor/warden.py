@@ -49,6 +49,19 @@ _SLOT_STATES = {
     State.OPEN: SlotState.CIRCUIT_OPEN,
     State.HALF_OPEN: SlotState.PROBING,
 }
+# Starts and deaths have lines of their own.
+_WAITS = frozenset({State.BACKOFF, State.OPEN})
+_LEVELS = {
+    State.READY: logging.INFO,
+    State.RECYCLING: logging.INFO,
+    State.DRAINING: logging.INFO,
+    State.STOPPING: logging.INFO,
+    State.DUMPING: logging.WARNING,
+    State.TERMINATING: logging.WARNING,
+    State.KILLING: logging.WARNING,
+    State.BACKOFF: logging.WARNING,
+    State.OPEN: logging.ERROR,
+}
 
 
 class Warden:
@@ -316,8 +329,8 @@ class Warden:
         state = member.life.state
         if state is State.READY:
             member.ready_ns = time.monotonic_ns()
-        level = logging.WARNING if state in (State.OPEN, State.BACKOFF, State.DUMPING, State.KILLING) else logging.INFO
-        wait = f" for {(member.life.until_ns - time.monotonic_ns()) / NS_PER_S:.1f} s" if member.life.until_ns else ""
+        level = _LEVELS.get(state, logging.DEBUG)
+        wait = f" for {(member.life.until_ns - time.monotonic_ns()) / NS_PER_S:.1f} s" if state in _WAITS else ""
         _log.log(level, "%s: %s → %s on %s%s", member.spec.name, before.name, state.name, event.name, wait)
 
 

@@ -298,6 +298,18 @@ def test_a_wrong_configuration_is_refused_and_the_old_one_stays(daemon: Daemon):
     daemon.wait_events(2, "ready", "w-0")
 
 
+def test_a_configuration_that_cannot_even_be_read_is_refused(daemon: Daemon):
+    daemon.start()
+    (daemon.folder / "config.json").write_text("{")
+    daemon.send(signal.SIGHUP)
+    wait_until(lambda: "reload: JSONDecodeError" in daemon.stderr, "the refusal")
+    daemon.configure(mapping=mapping_of(128))
+    daemon.send(signal.SIGHUP)
+    wait_until(lambda: "at most 128" in daemon.stderr, "the refusal")
+    assert len(daemon.events("entered")) == 4
+    assert daemon.status()["status"] == "2 of 2 workers ready"
+
+
 def test_a_stop_during_a_reload_wins(daemon: Daemon):
     daemon.behave(w_0="never_drains")
     daemon.start(drain_s=1.0)
