@@ -147,6 +147,7 @@ class Broker:
         """What is due."""
         for worker, job in self.queue.tick(now):
             self.neighbours.kill(worker, job)
+        self.queue.tie_clock(now)
         self.ledger.check_disk(now)
         if now.mono_ns - self._heartbeat_ns >= self._settings.heartbeat_s * NS_PER_S:
             self._heartbeat_ns = now.mono_ns

@@ -40,6 +40,7 @@ def carry(state: QueueState, upto_seq: int) -> Fact:
             boot=state.boot,
             sessions_opened=state.sessions_opened,
             drained=sorted(state.drained),
+            next_epoch=state.next_epoch,
             jobs=[_carried(job) for job in takewhile(lambda job: job.touched <= upto_seq, state.jobs.values())],
             sessions=[
                 rows.CarriedSession(
@@ -80,7 +81,7 @@ def restore_carry(
     """Applies a carry that stands at row `seq`. `at`: its (steady, wall) time. It changes nothing in a live state,
     where all that it says holds already, but for the rows from which on things are needed."""
     state.boot = max(state.boot, body.boot)
-    state.next_epoch = max(state.next_epoch, body.boot << 32 | 1)
+    state.next_epoch = max(state.next_epoch, body.next_epoch)
     state.sessions_opened = max(state.sessions_opened, body.sessions_opened)
     state.drained = frozenset(body.drained)
     for carried in body.jobs:

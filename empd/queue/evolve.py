@@ -86,18 +86,13 @@ class Evolver:
         self._tie(at_ns, fact.body.boot_id, fact.body.mono_ns)
 
     def _tie(self, at_ns: int, boot_id: str, mono_ns: int) -> None:
-        """Within one kernel boot steady times stay as they are; after another boot they are counted from the wall
-        time that has passed, which is the best that is known."""
+        """Within one kernel boot steady times stay as they are. After another boot (or where the row that tied the
+        clocks was trimmed, and steady time stood for wall time) they are counted from the wall time that passed."""
         state = self.state
         before, state.wall_minus_mono_ns = state.wall_minus_mono_ns, at_ns - mono_ns
-        if state.boot_id and state.boot_id != boot_id:
-            shift = before - state.wall_minus_mono_ns
-            state.deadlines = [(when + shift, job, kind) for when, job, kind in state.deadlines]
-            state.due_mono = [(when + shift, job) for when, job in state.due_mono]
-            for job in state.jobs.values():
-                if job.limit_ns:
-                    job.limit_ns += shift
-        state.boot_id = boot_id
+        if state.boot_id != boot_id:
+            state.boot_id = boot_id
+            shift_steady_times(state, before - state.wall_minus_mono_ns)
 
     # --- clients ---
 
@@ -204,6 +199,8 @@ class Evolver:
         found = [jobs[job_id] for job_id in body.ids if job_id in jobs]
         if len(found) == len(body.ids):
             self.assign(worker, found, body.first_epoch, at_ns)
+            for group in {job.options.group for job in found}:
+                group.head()
             return
         for offset, job_id in enumerate(body.ids):
             if job_id in jobs:
@@ -414,6 +411,20 @@ def forget_recent(state: QueueState, through_seq: int) -> None:
     while state.recent_rows and state.recent_rows[0][0] <= through_seq:
         for job_id in state.recent_rows.popleft()[1]:
             recent.pop(job_id, None)
+
+
+def shift_steady_times(state: QueueState, shift_ns: int) -> None:
+    """Steady time began anew: everything that is measured by it moves."""
+    state.deadlines = [(when + shift_ns, job, kind) for when, job, kind in state.deadlines]
+    state.due_mono = [(when + shift_ns, job) for when, job in state.due_mono]
+    for job in state.jobs.values():
+        if job.limit_ns:
+            job.limit_ns += shift_ns
+    for worker in state.workers.values():
+        if worker.limit_ns:
+            worker.limit_ns += shift_ns
+    for session in state.sessions.values():
+        session.seen_mono_ns += shift_ns
 
 
 def due(state: QueueState, room: WaitingRoom, mono_ns: int, wall_ns: int) -> None:

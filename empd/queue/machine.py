@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from empd.clock import Instant
+from empd.clock import NS_PER_S, Instant
 from empd.job import State, Submit
 from empd.lifecycle import Exit
 from empd.queue import admission, claims, deadlines, outcomes, requests, rows
@@ -28,6 +28,8 @@ from empd.queue.state import Job, Offer, QueueState, Session, Worker, worker_of
 
 Pending = list[tuple[int, int, Fact]]
 """(seq, wall time, fact), to be journaled."""
+
+_CLOCK_STEP_NS = NS_PER_S
 
 
 class StaleState(Exception):
@@ -67,6 +69,13 @@ class Queue:
         body = rows.Started(self.state.boot + 1, boot_id, now.mono_ns, version)
         self.apply([Fact(Kind.STARTED, body)], now)
         deadlines.rearm(self.state, self.policy, now.mono_ns)
+
+    def tie_clock(self, now: Instant) -> None:
+        """Notices that the wall clock was set, and journals how the two clocks lie now. Limits count steady time, so
+        that nothing that runs or waits is hurt by it."""
+        state = self.state
+        if abs(now.wall_ns - now.mono_ns - state.wall_minus_mono_ns) > _CLOCK_STEP_NS:
+            self.apply([Fact(Kind.CLOCK, rows.Clock(state.boot_id, now.mono_ns))], now)
 
     def carry(self, upto_seq: int, now: Instant) -> Pending:
         """The facts that let rows up to `upto_seq` be trimmed; evolved, for the journal to write while it trims."""

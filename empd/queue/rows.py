@@ -216,7 +216,8 @@ class CarriedKey(Record):
 
 
 class Carry(Record):
-    """What rows up to a trim point still had to say. `boot`, `sessions_opened`, `drained` are always given."""
+    """What rows up to a trim point still had to say. `boot`, `sessions_opened`, `drained`,
+    `next_epoch` are always given."""
 
     boot: int
     sessions_opened: int
@@ -226,6 +227,7 @@ class Carry(Record):
     keys: list[CarriedKey] = []
     states: list[StateWritten] = []
     cursors: list[Cursor] = []
+    next_epoch: int = 0
 
 
 BODIES: dict[Kind, type[Record]] = {
