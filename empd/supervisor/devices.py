@@ -82,8 +82,7 @@ def _answer(entry: str, write_fd: int, parent_pid: int) -> NoReturn:
             try:
                 module = __import__(module_name, fromlist=[function_name])
                 answer = json.dumps({"devices": getattr(module, function_name)()})
-            except Exception as error:
-                # Whatever the binding or the driver raises is the reason why there are no devices.
+            except Exception as error:  # whatever the binding raises is the reason why there are no devices
                 answer = json.dumps({"reason": f"{type(error).__name__}: {error}"})
             with open(write_fd, "wb") as stream:
                 stream.write(answer.encode())

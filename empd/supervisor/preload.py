@@ -23,8 +23,7 @@ def preload(modules: Iterable[str]) -> list[str]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:
-            # Whatever a module does when it is imported, the supervisor goes on; the child that needs it will say so.
+        except Exception as error:  # the supervisor goes on; the child that needs the module will say so
             wrong.append(f"{name}: {type(error).__name__}: {error}")
         if (now := _threads()) > threads:
             # A fork would leave what that thread holds locked for ever.

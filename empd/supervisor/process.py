@@ -206,8 +206,7 @@ class Supervisor:
         except ConfigError as error:
             self._refuse(error.problems)
             return
-        except Exception as error:
-            # Whatever is wrong with an operator's files, it must not end what runs.
+        except Exception as error:  # whatever is wrong with an operator's files, it must not end what runs
             self._refuse([f"{type(error).__name__}: {error}"])
             return
         self.warden.kinds = self._table(plan.settings)

@@ -96,8 +96,7 @@ def _be_child(child: Child, kind: Kind, parent_pid: int, trees: Trees, foreign: 
         _leave_parent(child, parent_pid, trees, foreign)
         _prepare(child, kind, parent_pid)
         status = enter(kind.entry, child)
-    except BaseException:
-        # The last frame of this process: whatever went wrong is said, and the exit status tells the supervisor.
+    except BaseException:  # the last frame of this process: it is said, and the exit status tells the supervisor
         _say_why(child.evidence_fd)
     finally:
         with contextlib.suppress(BaseException):
