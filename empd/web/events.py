@@ -71,7 +71,8 @@ class Stream:
         """All events that have come, waiting for the first; empty after the time-out, None when the stream is over."""
         if not self._events and not self.overrun and not self.closed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._more.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._more.wait()
         self._more.clear()
         events = list(self._events)
         self._events.clear()

@@ -163,7 +163,9 @@ class Line:
             # Every exchange that brought something sets this event and puts a new one in its place.
             changed = self._changed
             try:
-                await asyncio.wait_for(changed.wait(), left_s)
+                # Not wait_for: before Python 3.12 it may swallow a cancellation that comes with the event.
+                async with asyncio.timeout(left_s):
+                    await changed.wait()
             except TimeoutError:
                 return bool(done())
         return True

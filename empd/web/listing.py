@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from empd.errors import NotRunning
@@ -20,6 +21,9 @@ from empd.web.problems import invalid
 
 LIMIT_DEFAULT, LIMIT_MAX = 100, 1000
 TEXT_CHARS_MAX = 256
+
+_LIVING = [state.name.lower() for state in State if state is not State.DEAD]
+"""What the broker lists where no state is asked for; dead-lettered jobs have ended and come from history."""
 
 UNFINISHED = {state.name.lower() for state in State}
 ENDED = {outcome.label: outcome for outcome in Outcome}
@@ -62,7 +66,7 @@ class Wanted:
         """As the broker takes it."""
         return JobFilter(
             **self.plain,
-            states=self.unfinished or None,
+            states=self.unfinished or _LIVING,
             labels=self.labels or None,
             cursor=self.cursor,
             limit=self.limit,
@@ -138,12 +142,9 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 
 def unfinished(job: Any) -> dict[str, Any]:
-    """One of the broker's list. It comes as plain data, in the form of a JobStatus or of a mapping."""
-    if isinstance(job, JobStatus):
-        return render.unfinished(job)
-    body: dict[str, Any] = render.jsonable(job) if isinstance(job, dict) else {"id": str(job)}
-    body.setdefault("ended", False)
-    return body
+    """One of the broker's list, where jobs come as plain data: the fields of a JobStatus, by name."""
+    fields = [job.get(name) for name in JobStatus.__struct_fields__]
+    return render.unfinished(msgspec.convert(fields, JobStatus))
 
 
 async def _ended(
@@ -157,10 +158,21 @@ async def _ended(
     found, following = await ctx.archive.call(
         lambda history: history.search(wanted.history_filter(outcome), before, limit)
     )
+    retried = await _retried(ctx, [record.id for record in found if record.outcome == Outcome.DEAD])
     bodies = [
         records.summary(record)
         for record in found
-        if (several is None or record.outcome in several) and wanted.fits(record.labels)
+        if (several is None or record.outcome in several) and wanted.fits(record.labels) and record.id not in retried
     ]
-    # A dead-lettered job stands in both lists: the broker keeps it for `retry`.
     return [body for body in bodies if body["id"] not in listed], None if following is None else f"h{following}"
+
+
+async def _retried(ctx: context.Context, dead: list[int]) -> set[int]:
+    """The dead-lettered jobs that got another chance: history does not know that they wait or run again."""
+    if not dead:
+        return set()
+    try:
+        _, statuses = await ctx.gateway.look(dead)
+    except NotRunning:
+        return set()
+    return {status.id for status in statuses if status.state not in ("unknown", State.DEAD.name.lower())}

@@ -109,7 +109,8 @@ class WebProcess:
         while not self._stop.is_set():
             self._beat()
             try:
-                await asyncio.wait_for(self._stop.wait(), self._settings.heartbeat_s)
+                async with asyncio.timeout(self._settings.heartbeat_s):
+                    await self._stop.wait()
             except TimeoutError:
                 continue
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from empd.job import Outcome, format_id
+from empd.job import Outcome, State, format_id
 from empd.payload import BlobRef
 from empd.wire.codec import decode_options
 from empd.wire.frames import FinishedGroup, FinishedJob, JobError, JobOptions, JobStatus
@@ -139,11 +139,12 @@ def finished(job: FinishedJob, options: JobOptions, worker: str, at_ns: int) -> 
 
 
 def unfinished(status: JobStatus) -> dict[str, Any]:
-    """A job that the broker still holds (waiting, running, or dead-lettered)."""
+    """A job that the broker still holds. A dead-lettered one has ended, although `retry` may give it another chance."""
+    dead = status.state == State.DEAD.name.lower()
     return {
         "id": format_id(status.id),
-        "state": status.state,
-        "ended": False,
+        "state": Outcome.DEAD.label if dead else status.state,
+        "ended": dead,
         "service": status.service,
         "priority": status.priority,
         "customer_id": status.customer_id,

@@ -59,8 +59,8 @@ def parse(body: bytes) -> tuple[list[JobRequest], bool]:
     try:
         return (_decode_many(body), True) if many else ([_decode_one(body)], False)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what, _, key = str(error).rpartition(" - at `")
-        raise invalid(key.rstrip("`") or "$", what or str(error)) from None
+        what, _, key = str(error).partition(" - at `")
+        raise invalid(key.rstrip("`") or "$", what) from None
 
 
 async def prepare(request: web.Request, jobs: list[JobRequest], many: bool) -> list[Prepared]:

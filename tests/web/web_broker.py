@@ -177,7 +177,7 @@ class BrokerDouble:
         self.add_row(Kind.SUBMITTED, frame, session)
         self._send(identity, frames.Accepted(frame.number, refused))
         for number, payload in ending:
-            self.add_row(Kind.ASSIGNED, rows.Assigned("gpu0", 1, 5, 0, [number]))
+            self.add_row(Kind.ASSIGNED, rows.Assigned("gpu0", 1, 5, [number]))
             self.finish(number, result=payload)
 
     def _results(self, number: int) -> Results:
@@ -209,11 +209,13 @@ class BrokerDouble:
         found = [
             job
             for number, job in sorted(self.jobs.items())
-            if number > wanted.cursor and wanted.service in (None, job.service)
+            if number > wanted.cursor
+            and wanted.service in (None, job.service)
+            and (wanted.states is None or job.state in wanted.states)
         ]
         page = found[: wanted.limit]
         cursor = page[-1].id if len(found) > len(page) else None
-        self._send(identity, frames.Reply(frame.request, {"jobs": page, "cursor": cursor}))
+        self._send(identity, frames.Reply(frame.request, {"jobs": [msgspec.structs.asdict(job) for job in page], "cursor": cursor}))
 
     def _cancel(self, identity: bytes, frame: frames.Cancel) -> None:
         named = [number for number in frame.ids if number in self.jobs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import aiohttp
 import pytest
 
 from empd import lifecycle
@@ -34,6 +36,18 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout_s} s: {what}")
         time.sleep(0.01)
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body's value."""
+        return json.loads(self.body)
 
 
 class Web:
@@ -76,6 +90,18 @@ class Web:
         """The JSON at a path."""
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
             return json.load(answer)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """One request; `body` bytes as they are, anything else as JSON. Underscores in header names become hyphens."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+
+        async def send() -> Answer:
+            async with aiohttp.ClientSession() as session:
+                async with session.request(method, self.url + path, data=data, headers=named) as answer:
+                    return Answer(answer.status, answer.headers, await answer.read())
+
+        return asyncio.run(send())
 
     def restart(self) -> None:
         """Kills the process without warning and starts a successor."""
