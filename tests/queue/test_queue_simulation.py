@@ -68,7 +68,9 @@ class Box(RuleBasedStateMachine):
         self.world.acknowledge()
         self.world.claim(name, lose=lose)
 
-    @rule(name=names, how=st.sampled_from(["done", "done", "retry", "final"]), count=st.integers(1, 5), lose=st.booleans())
+    @rule(
+        name=names, how=st.sampled_from(["done", "done", "retry", "final"]), count=st.integers(1, 5), lose=st.booleans()
+    )
     def finish(self, name: str, how: str, count: int, lose: bool) -> None:
         self.world.finish(name, how, count, lose=lose)
 
@@ -110,5 +112,5 @@ class Box(RuleBasedStateMachine):
 
 TestBox = Box.TestCase
 TestBox.settings = settings(
-    max_examples=4000, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )

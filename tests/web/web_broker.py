@@ -215,7 +215,10 @@ class BrokerDouble:
         ]
         page = found[: wanted.limit]
         cursor = page[-1].id if len(found) > len(page) else None
-        self._send(identity, frames.Reply(frame.request, {"jobs": [msgspec.structs.asdict(job) for job in page], "cursor": cursor}))
+        self._send(
+            identity,
+            frames.Reply(frame.request, {"jobs": [msgspec.structs.asdict(job) for job in page], "cursor": cursor}),
+        )
 
     def _cancel(self, identity: bytes, frame: frames.Cancel) -> None:
         named = [number for number in frame.ids if number in self.jobs]

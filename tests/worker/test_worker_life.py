@@ -277,6 +277,16 @@ def test_a_new_worker_is_small(broker: BrokerDouble, start) -> None:
     assert used <= 30 << 20, f"{used / (1 << 20):.1f} MiB"
 
 
+def test_a_broker_that_forgot_the_worker_is_told_again(broker: BrokerDouble, start) -> None:
+    start({"s": simulation(duration_s=0.3)}).ready()
+    broker.settling = False
+    claim = broker.assign("s", [None])[0]
+    broker.send(frames.Error(0, "refused", "say WorkerHello first"))
+    hello = broker.wait(frames.WorkerHello, 2)[1]
+    assert [tuple(held) for held in hello.held] == [claim]
+    assert broker.result(claim) == {"steps": 1}
+
+
 def test_garbage_from_the_broker_is_dropped(broker: BrokerDouble, start) -> None:
     worker = start({"s": simulation()}).ready()
     for data in (b"", b"\x00", os.urandom(300), b"\x93\x61\x01\x02"):

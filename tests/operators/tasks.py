@@ -1,0 +1,28 @@
+"""Callables as an operator would write them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+
+def square(payload: dict[str, float], context: Any) -> dict[str, float]:
+    return {"value": payload["x"] ** 2}
+
+
+def counted(payload: dict[str, str], context: Any) -> dict[str, str]:
+    """Leaves a line for each execution: executions are counted from outside the daemon."""
+    with open(payload["file"], "a", encoding="utf-8") as file:
+        file.write(f"{context.job_id}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return {"pid": str(os.getpid())}
+
+
+def slow(payload: dict[str, float], context: Any) -> Iterator[float]:
+    steps = 20
+    for step in range(steps):
+        time.sleep(payload["seconds"] / steps)
+        yield (step + 1) / steps
