@@ -20,6 +20,7 @@ import zmq
 
 from empd.connectors.base import Site
 from empd.connectors.context import JobDetails
+from empd.errors import FailureClass
 from empd.lifecycle import Child, ChildKind, Control, Notice, receive, send
 from empd.memory.arena import Arena
 from empd.wire import codec, frames
@@ -250,8 +251,12 @@ class Worker:
                 self._outbox.abandoned(claim)
 
     def _on_error(self, frame: frames.Error) -> None:
-        if not (frame.request and self._requests.refused(frame)):
-            self._log("broker_error", "error", failure=frame.failure, message=frame.message)
+        if frame.request and self._requests.refused(frame):
+            return
+        self._log("broker_error", "error", failure=frame.failure, message=frame.message)
+        if not frame.request and frame.failure == FailureClass.REFUSED and self._welcomed:
+            # The broker does not know this connection (any more): it must hear what is held here.
+            self._say_hello()
 
     # --- control and signals -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ import os
 import random
 import re
 import signal
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
 
 from empd.connectors.base import Connector, ConnectorConfig, ReportsProgress, Service, Site
 from empd.connectors.context import Context, JobView
@@ -20,7 +22,9 @@ from empd.connectors.failures import ConnectorError, InvalidInput, RefusedByServ
 from empd.errors import FailureClass
 
 Fault = Literal["", "crash", "segv", "abort", "hang", "hang_gil", "leak", "fail", "refuse"]
-_FAULTS = ("crash", "segv", "abort", "hang", "hang_gil", "leak", "fail", "refuse")
+_WISHES = {"fault", "times", "duration_s", "steps", "failure_rate", "jitter", "bytes"}
+"""What a payload may say instead of the configuration."""
+
 _ALWAYS = 1 << 30
 _GIL_PATTERN = "(a+)+$"
 _GIL_TEXT = "a" * 64 + "!"
@@ -29,7 +33,8 @@ _GIL_TEXT = "a" * 64 + "!"
 class SimulationConfig(ConnectorConfig):
     """How the simulation behaves. Times in seconds; rates 0…1.
 
-    `jitter` spreads the duration by ± that part of it. `fault` strikes the first `times` attempts of every job.
+    `jitter` spreads the duration by ± that part of it. `fault` strikes the first `times` attempts of every job; `bytes` is what
+    a `leak` keeps.
     """
 
     duration_s: float = 0.0
@@ -40,7 +45,7 @@ class SimulationConfig(ConnectorConfig):
     echo: bool = False
     fault: Fault = ""
     times: int = _ALWAYS
-    leak_bytes: int = 16 << 20
+    bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 20
 
 
 class SimulationConnector(Service, ReportsProgress):
@@ -56,7 +61,13 @@ class SimulationConnector(Service, ReportsProgress):
         self._health = random.Random(site.service)
         self._leaked: list[bytearray] = []
         self._plain = self.config.duration_s <= 0 and not self.config.failure_rate and not self.config.fault
+        self._defaults = msgspec.to_builtins(self.config)
         self._answer = {"steps": self.config.steps}
+
+    @property
+    def leaked_bytes(self) -> int:
+        """What all leaks keep."""
+        return sum(len(block) for block in self._leaked)
 
     async def check_health(self) -> bool:
         """Fails at `health_failure_rate`."""
@@ -66,32 +77,33 @@ class SimulationConnector(Service, ReportsProgress):
         """Waits, step by step, and returns `{"steps": n}`, with the payload as `echo` when configured."""
         payload = context.payload
         # The no-op service is what the daemon's own speed is measured with: nothing but these lines.
-        if self._plain and (type(payload) is not dict or not payload.keys() & _OVERRIDES):
+        if self._plain and (type(payload) is not dict or not payload.keys() & _WISHES):
             return {"echo": payload, **self._answer} if self.config.echo else self._answer
-        return await self._simulate(job, context, payload)
-
-    async def _simulate(self, job: JobView, context: Context, payload: Any) -> Any:
-        config = self.config
         wish = payload if isinstance(payload, dict) else {}
+        try:
+            config = msgspec.convert(
+                {**self._defaults, **{k: v for k, v in wish.items() if k in _WISHES}}, SimulationConfig
+            )
+        except msgspec.ValidationError as error:
+            raise InvalidInput(f"the payload asks for what cannot be: {error}") from None
+        return await self._simulate(job, context, config)
+
+    async def _simulate(self, job: JobView, context: Context, config: SimulationConfig) -> Any:
         chance = random.Random(job.id << 16 ^ job.attempt)
-        fault = wish.get("fault", config.fault)
-        if fault and job.attempt <= int(wish.get("times", config.times)):
-            await self._break(fault, wish)
-        steps = max(1, int(wish.get("steps", config.steps)))
-        duration_s = float(wish.get("duration_s", config.duration_s)) * (1 + config.jitter * chance.uniform(-1, 1))
+        if config.fault and job.attempt <= config.times:
+            await self._break(config)
+        steps = max(1, config.steps)
+        duration_s = config.duration_s * (1 + config.jitter * chance.uniform(-1, 1))
         for step in range(1, steps + 1):
             if duration_s > 0:
                 await asyncio.sleep(duration_s / steps)
             context.progress(step / steps, step=step, steps=steps)
-        if chance.random() < float(wish.get("failure_rate", config.failure_rate)):
+        if chance.random() < config.failure_rate:
             raise ConnectorError("simulated failure", failure=FailureClass.INTERNAL)
-        answer: dict[str, Any] = {"steps": steps}
-        if config.echo:
-            answer["echo"] = payload
-        return answer
+        return {"steps": steps, "echo": context.payload} if config.echo else {"steps": steps}
 
-    async def _break(self, fault: str, wish: dict[str, Any]) -> None:
-        match fault:
+    async def _break(self, config: SimulationConfig) -> None:
+        match config.fault:
             case "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "segv":
@@ -104,18 +116,13 @@ class SimulationConnector(Service, ReportsProgress):
                 # Catastrophic backtracking: one C call that never lets go of the GIL.
                 re.match(_GIL_PATTERN, _GIL_TEXT)
             case "leak":
-                block = bytearray(int(wish.get("bytes", self.config.leak_bytes)))
+                block = bytearray(config.bytes)
                 block[::4096] = b"\x01" * len(block[::4096])
                 self._leaked.append(block)
             case "fail":
                 raise ConnectorError("simulated failure")
             case "refuse":
                 raise RefusedByService("simulated refusal")
-            case _:
-                raise InvalidInput(f"fault {fault!r} is none of {', '.join(_FAULTS)}")
-
-
-_OVERRIDES = {"fault", "duration_s", "steps", "failure_rate"}
 
 
 async def _sleep_through_cancel() -> None:
