@@ -22,7 +22,7 @@ UNFINISHED = tuple(state.name.lower() for state in job.State)
 ENDED = tuple(outcome.label for outcome in job.Outcome if outcome is not job.Outcome.DEAD)
 
 
-class JobId(click.ParamType):
+class JobId(click.ParamType):  # type: ignore[type-arg]
     """A job's id, as `submit` prints it."""
 
     name = "id"
@@ -35,7 +35,7 @@ class JobId(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Pair(click.ParamType):
+class Pair(click.ParamType):  # type: ignore[type-arg]
     """`NAME=VALUE`. With `decode`, a value that is JSON is taken as such (`16`, `true`, `["a"]`)."""
 
     name = "name=value"

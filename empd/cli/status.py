@@ -1,0 +1,102 @@
+"""`empd status`: what a job that is submitted now would meet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from empd import __version__
+from empd.cli import options, output
+from empd.cli.codes import ExitCode
+from empd.cli.page import address, directory
+from empd.client import Client
+
+
+def picture(client: Client) -> dict[str, Any]:
+    """The broker's status, with the page's address and, on the same host, what the supervisor says."""
+    found = client.status()
+    page = address(client.endpoint)
+    supervisor: dict[str, Any] | None = None
+    try:
+        supervisor = json.loads((directory(client.endpoint) / "supervisor.json").read_text())
+    except (OSError, ValueError):
+        pass  # a remote daemon, or one that is just starting
+    more = {"endpoint": client.endpoint, "page": f"http://{page}/" if page else None, "supervisor": supervisor}
+    return {"client_version": __version__, **more, **found}
+
+
+@click.command()
+@options.endpoint
+@options.as_json
+def status(endpoint: str | None, json_output: bool) -> int:
+    """Show services, workers and problems. Exit code 1 when a job submitted now would be refused or not run."""
+    with options.connect(endpoint) as client:
+        found = picture(client)
+    if json_output:
+        output.print_json(found)
+    else:
+        show(found)
+    return ExitCode.FAILED if found["problems"] else ExitCode.OK
+
+
+def show(found: dict[str, Any]) -> None:
+    """The picture, for people."""
+    for text in render(found):
+        output.console().print(text)
+
+
+def render(found: dict[str, Any]) -> list[Any]:
+    """The picture as things that rich draws."""
+    from rich.text import Text
+
+    jobs, journal = found["jobs"], found["journal"]
+    head = f"{jobs['unfinished']} unfinished, {jobs['held']} running, {jobs['dead']} dead-lettered"
+    where = f"page {found['page'] or 'unknown'}, journal {output.size(journal['size_bytes'])}"
+    lines: list[Any] = [Text(head, style="bold"), Text(where)]
+    supervisor = found.get("supervisor") or {}
+    virtual = sum(1 for device in supervisor.get("devices", ()) if device.get("virtual"))
+    if virtual:
+        lines.append(Text(f"{virtual} GPUs are virtual: stand-ins on a box without one", style="yellow"))
+    lines += [_services(found), _workers(found)]
+    lines += [Text(f"problem: {problem}", style="red") for problem in found["problems"]]
+    return lines
+
+
+def _services(found: dict[str, Any]) -> Any:
+    rows = [
+        (
+            name,
+            str(service["waiting"]),
+            output.duration(service["oldest_age_s"]) if service["waiting"] else "",
+            str(service["workers"]),
+            str(service["slots"]),
+            "; ".join(service["reasons"]),
+        )
+        for name, service in found["services"].items()
+    ]
+    return output.table(("service", ">waiting", ">oldest", ">workers", ">slots", "why"), rows)
+
+
+def _workers(found: dict[str, Any]) -> Any:
+    drained = set(found["drained"])
+    rows = []
+    for worker in sorted(found["workers"], key=lambda worker: str(worker["name"])):
+        device = worker["device"] or {}
+        state = "up" if worker["connected"] else "lost"
+        if "*" in drained or worker["name"] in drained:
+            state = "drained"
+        gpu = f"{device['name']} {device['index']}" if device else ""
+        rows.append(
+            (
+                worker["name"],
+                state,
+                str(worker["pid"]),
+                str(worker["held"]),
+                str(worker["slots"]),
+                gpu,
+                worker["reason"],
+            )
+        )
+    return output.table(("worker", "state", ">pid", ">running", ">slots", "GPU", "why"), rows)
