@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import BrokerDouble, simulation
+from worker_broker import BrokerDouble, simulation
 
 from empd.lifecycle import Notice
 from empd.wire import frames

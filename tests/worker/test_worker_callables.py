@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import BrokerDouble, pack, python, until
+from worker_broker import BrokerDouble, pack, python, until
 
 from empd.errors import FailureClass
 from empd.job import Cause

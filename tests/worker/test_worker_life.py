@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BrokerDouble, python, simulation, until
 from test_worker_callables import HERE, M, latest_offers
+from worker_broker import BrokerDouble, python, simulation, until
 
 from empd.clock import now
 from empd.job import Cause

@@ -33,8 +33,8 @@ _GIL_TEXT = "a" * 64 + "!"
 class SimulationConfig(ConnectorConfig):
     """How the simulation behaves. Times in seconds; rates 0…1.
 
-    `jitter` spreads the duration by ± that part of it. `fault` strikes the first `times` attempts of every job; `bytes` is what
-    a `leak` keeps.
+    `jitter` spreads the duration by ± that part of it. `fault` strikes the first `times` attempts of every job;
+    `bytes` is what a `leak` keeps.
     """
 
     duration_s: float = 0.0
