@@ -4,6 +4,7 @@ py-spy when the hang ladder runs."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Set
@@ -12,15 +13,21 @@ from typing import BinaryIO, TextIO
 
 from empd.lifecycle import evidence_path
 
+_log = logging.getLogger("empd.supervisor")
 FILES_KEPT = 200
 STDERR_BYTES_MAX = 64 << 10
 
 
 def open_for(runtime_dir: Path, generation: int) -> int:
-    """A descriptor of the new file of this generation; whoever writes, appends."""
+    """A descriptor of the new file of this generation; whoever writes, appends. Without room for one: of nothing."""
     path = evidence_path(runtime_dir, generation)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # A child without evidence is better than none.
+        _log.warning("%s cannot be written: %s", path, error)
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
 
 def drop_empty(runtime_dir: Path, generation: int) -> None:

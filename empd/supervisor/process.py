@@ -12,7 +12,6 @@ import logging
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from empd.lifecycle import ChildKind, Control, Exit, Notice
 from empd.mapping import Mapping
 from empd.memory.board import Board
 from empd.settings import Settings
-from empd.supervisor import evidence, notify, prctl, runtime_dir, trees
+from empd.supervisor import evidence, log, notify, prctl, runtime_dir, trees
 from empd.supervisor.children import Children, Member
 from empd.supervisor.devices import Found, find
 from empd.supervisor.heartbeat import INTERVAL_NS, HeartbeatWatch
@@ -36,10 +35,10 @@ from empd.supervisor.restart import Event, Goal, State
 from empd.supervisor.rollout import Rollout
 from empd.supervisor.signals import Signals
 from empd.supervisor.stopping import Stopping
+from empd.supervisor.verdict import condemnation
 from empd.supervisor.warden import Warden, workers_of
 
 _log = logging.getLogger("empd.supervisor")
-_VERDICTS = frozenset({Exit.CRASHED, Exit.HUNG, Exit.GPU_LOST, Exit.OUT_OF_MEMORY, Exit.DRAINED})
 
 
 class Outside(NamedTuple):
@@ -175,7 +174,7 @@ class Supervisor:
         elif record.notice is Notice.KILL:
             target = self.warden.children.find(record.slot, record.generation)
             if target is not None and target is not member:
-                self.warden.condemn(target, _verdict(record.cause), Event.KILL)
+                self.warden.condemn(target, condemnation(record.cause), Event.KILL)
         elif record.notice is Notice.RELOAD_REQUEST:
             self._reload()
         elif record.notice is Notice.STOP_REQUEST:
@@ -281,11 +280,6 @@ class Supervisor:
             _log.warning("%s could not be written: %s", path, error)
 
 
-def _verdict(cause: int) -> Exit:
-    """The cause in a KILL record; a number that means nothing, or no fault, counts as hung."""
-    return Exit(cause) if cause in _VERDICTS else Exit.HUNG
-
-
 def _child_status(member: Member) -> dict[str, object]:
     return {
         "name": member.spec.name,
@@ -313,7 +307,7 @@ def run(
     `load` reads the configuration again at a reload. `table` gives the child kinds. Raises StateLocked when another
     daemon has the directories, ConfigError when they cannot be used.
     """
-    _log_to_stderr(settings.log_level)
+    log.to_stderr(settings.log_level)
     state_lock = runtime_dir.Lock(settings.state_dir, "state_dir")
     runtime_lock = runtime_dir.Lock(settings.runtime_dir, "runtime_dir")
     try:
@@ -335,13 +329,3 @@ def run(
     finally:
         runtime_lock.release()
         state_lock.release()
-
-
-def _log_to_stderr(level: str) -> None:
-    """Lines on stderr, unless whoever called has set up logging."""
-    root = logging.getLogger()
-    if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
-        root.setLevel(level.upper())

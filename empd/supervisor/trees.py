@@ -113,6 +113,7 @@ class Cgroups:
         (leaf / "cgroup.procs").write_text(str(os.getpid()))
         controllers = (root / "cgroup.controllers").read_text().split()
         self._limits_memory = "memory" in controllers
+        self._has_warned = False
         if self._limits_memory:
             (root / "cgroup.subtree_control").write_text("+memory")
 
@@ -124,8 +125,9 @@ class Cgroups:
             (group / "memory.max").write_text(str(memory_bytes_max or "max"))
             # A worker that lost one process of its tree to the limit is of no use: all of it goes.
             (group / "memory.oom.group").write_text("1")
-        elif memory_bytes_max:
-            _log.warning("memory limit of %s is not enforced: no memory controller is delegated", name)
+        elif memory_bytes_max and not self._has_warned:
+            self._has_warned = True
+            _log.warning("memory limits are not enforced: no memory controller is delegated")
 
     def enter(self, name: str) -> None:
         (self._root / name / "cgroup.procs").write_text("0")
@@ -187,7 +189,10 @@ def _own_cgroup() -> Path | None:
 
 
 def _is_delegated(root: Path) -> bool:
-    """systemd marks what it delegates. Being able to write is no leave: root can write everywhere."""
+    """systemd marks what it delegates, and gives it to the user. Being able to write is no leave: root always is."""
+    with contextlib.suppress(OSError):
+        if root.stat().st_uid == os.geteuid() != 0:
+            return True
     for mark in _DELEGATE_MARKS:
         with contextlib.suppress(OSError):
             return os.getxattr(root, mark) == b"1"

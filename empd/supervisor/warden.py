@@ -21,9 +21,10 @@ from empd.supervisor import evidence
 from empd.supervisor.children import Children, Member
 from empd.supervisor.kinds import Kinds
 from empd.supervisor.plan import Plan
-from empd.supervisor.restart import LEAVING, Action, Event, Goal, State, step
+from empd.supervisor.restart import Action, Event, Goal, State, step
 from empd.supervisor.spawn import Place, spawn
 from empd.supervisor.trees import Trees
+from empd.supervisor.verdict import describe_status, exit_cause
 
 _log = logging.getLogger("empd.supervisor")
 
@@ -232,7 +233,7 @@ class Warden:
                 return
             _log.error("%s left processes that SIGKILL has not ended within 5 s", spec.name)
         status = member.died or 0
-        cause = self._cause(member, status)
+        cause = exit_cause(member.life, member.condemned, status, self.trees.out_of_memory(spec.name))
         self.trees.remove(spec.name, member.pid)
         if member.control is not None:
             member.control.close()
@@ -250,21 +251,6 @@ class Warden:
         level = logging.INFO if cause in (Exit.CLEAN, Exit.DRAINED) else logging.WARNING
         _log.log(level, "%s is gone: %s, %s", spec.name, cause.name.lower(), describe_status(status))
         self.apply(member, Event.EXITED_CLEAN if status == 0 else Event.EXITED_BAD)
-
-    def _cause(self, member: Member, status: int) -> Exit:
-        if self.trees.out_of_memory(member.spec.name):
-            return Exit.OUT_OF_MEMORY
-        if member.condemned is not None:
-            return member.condemned
-        state = member.life.state
-        if state not in LEAVING:
-            return Exit.CRASHED
-        if state in (State.RECYCLING, State.DRAINING, State.STOPPING):
-            if status != 0:
-                return Exit.CRASHED
-            return Exit.CLEAN if state is State.STOPPING else Exit.DRAINED
-        # The ladder without a verdict: too slow to start, or a drain or stop past its limit.
-        return Exit.HUNG if member.life.blamed else Exit.DRAINED
 
     def _job_of(self, member: Member) -> int:
         activity = self._board.read(member.slot).own_activity
@@ -340,17 +326,6 @@ def _up(member: Member) -> Control:
 
 def _has_ended(pidfd: int) -> bool:
     return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def describe_status(status: int) -> str:
-    """A wait status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            return f"killed by {signal.Signals(number).name}"
-        except ValueError:
-            return f"killed by signal {number}"
-    return f"exit status {os.waitstatus_to_exitcode(status)}"
 
 
 def workers_of(children: Children) -> list[Member]:

@@ -100,6 +100,13 @@ def test_the_oldest_evidence_goes_but_never_that_of_the_living(folder: Path):
     assert left == [evidence_path(folder, generation).name for generation in (1, 2, 8, 9, 10)]
 
 
+def test_without_room_for_evidence_a_child_gets_a_descriptor_all_the_same(folder: Path):
+    (folder / "evidence").write_text("in the way")
+    fd = evidence.open_for(folder, 1)
+    assert os.write(fd, b"lost") == 4
+    os.close(fd)
+
+
 def test_empty_evidence_is_dropped(folder: Path):
     for generation, text in ((1, b""), (2, b"boom")):
         fd = evidence.open_for(folder, generation)

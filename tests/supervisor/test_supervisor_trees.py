@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def test_names_with_parentheses_do_not_confuse_the_reader():
 
 def test_being_able_to_write_is_not_taken_for_delegation(cgroup: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trees, "_own_cgroup", lambda: cgroup)
+    monkeypatch.setattr(trees.os, "geteuid", lambda: 0)
     assert trees.detect().mode == "process_group"
     assert not (cgroup / "supervisor").exists()
     marks = {"trusted.delegate": b"1"}
@@ -92,6 +94,16 @@ def test_being_able_to_write_is_not_taken_for_delegation(cgroup: Path, monkeypat
     monkeypatch.setattr(trees.os, "getxattr", getxattr)
     assert trees.detect().mode == "cgroup"
     assert (cgroup / "supervisor").exists()
+
+
+def test_a_group_of_ones_own_is_delegated_without_a_mark(cgroup: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trees, "_own_cgroup", lambda: cgroup)
+    monkeypatch.setattr(trees.os, "geteuid", lambda: os.stat(cgroup).st_uid + 1)
+    assert trees.detect().mode == "process_group"
+    whose = types.SimpleNamespace(st_uid=4711)
+    monkeypatch.setattr(Path, "stat", lambda self, **_: whose if self == cgroup else os.stat(self))
+    monkeypatch.setattr(trees.os, "geteuid", lambda: 4711)
+    assert trees.detect().mode == "cgroup"
 
 
 def test_a_delegated_group_that_cannot_be_used_is_no_reason_to_fail(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -143,7 +155,8 @@ def test_without_a_memory_controller_a_limit_is_said_not_to_hold(cgroup: Path, c
     (cgroup / "cgroup.controllers").write_text("\n")
     groups = Cgroups(cgroup)
     groups.prepare("gpu0", 1 << 30)
-    assert "memory limit of gpu0 is not enforced" in caplog.text
+    groups.prepare("gpu1", 1 << 30)
+    assert caplog.text.count("memory limits are not enforced") == 1
     assert not (cgroup / "gpu0" / "memory.max").exists()
 
 
