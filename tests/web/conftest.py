@@ -46,3 +46,18 @@ def start_web(root: Path) -> Iterator[Callable[..., Web]]:
 @pytest.fixture
 def web(broker: BrokerDouble, start_web: Callable[..., Web]) -> Web:
     return start_web()
+
+
+@pytest.fixture(scope="module")
+def module_web() -> Iterator[Web]:
+    """One process for a whole module, for tests that only ask."""
+    directory = Path(tempfile.mkdtemp(prefix="empd-", dir="/tmp"))
+    (directory / "run").mkdir(mode=0o700)
+    (directory / "state").mkdir(mode=0o700)
+    double = BrokerDouble(f"ipc://{directory}/run/empd.sock")
+    double.start()
+    running = Web(directory, {})
+    yield running
+    running.stop()
+    double.stop()
+    shutil.rmtree(directory)
