@@ -84,7 +84,7 @@ def parse_id(text: str) -> int:
     return number
 
 
-class JobOptions(Record, frozen=True, kw_only=True):
+class JobOptions(Record, kw_only=True):
     """All that is said of a job beside its payload. Times in seconds, `not_before` in Unix seconds."""
 
     service: str

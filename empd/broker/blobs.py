@@ -13,6 +13,11 @@ class BlobKeeper:
 
     def __init__(self, spool_dir: Path, volatile_dir: Path) -> None:
         self._arena = Arena(spool_dir, volatile_dir)
+        self._arena.make_directories()
+
+    def missing(self, blobs: list[BlobRef]) -> frozenset[str]:
+        """The ids of those that are not there, or not in the size said."""
+        return frozenset(blob.id for blob in blobs if not self._arena.exists(blob))
 
     def release(self, released: list[BlobRef]) -> None:
         """Removes the blobs in the list and empties it. Open maps of them stay valid."""

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from empd.broker.answers import Answers
+from empd.broker.blobs import BlobKeeper
 from empd.broker.ledger import Ledger
 from empd.broker.outbox import Outbox
 from empd.broker.stream import Stream
 from empd.clock import Instant
 from empd.errors import FailureClass, ProtocolError
-from empd.job import JobFilter, State
-from empd.payload import FRAME_BYTES_MAX, INLINE_BYTES_MAX
+from empd.job import JobFilter, State, Submit
+from empd.payload import FRAME_BYTES_MAX, INLINE_BYTES_MAX, BlobRef
 from empd.queue import requests
+from empd.queue.admission import Outside
 from empd.queue.claims import EVERYONE
 from empd.queue.machine import Queue
 from empd.queue.state import Session
@@ -37,16 +39,23 @@ class Host(msgspec.Struct, frozen=True):
     volatile_dir: str
 
 
+class Means(NamedTuple):
+    """What the desk works with."""
+
+    queue: Queue
+    ledger: Ledger
+    outbox: Outbox
+    stream: Stream
+    blobs: BlobKeeper
+
+
 class ClientDesk:
     """Handles every frame that clients send. Answers go to the outbox."""
 
-    def __init__(self, queue: Queue, ledger: Ledger, outbox: Outbox, stream: Stream, host: Host) -> None:
-        self._queue = queue
-        self._ledger = ledger
-        self._outbox = outbox
-        self._stream = stream
+    def __init__(self, means: Means, host: Host) -> None:
+        self._queue, self._ledger, self._outbox, self._stream, self._blobs = means
         self._host = host
-        self._answers = Answers(queue, ledger)
+        self._answers = Answers(self._queue, self._ledger)
         self._sessions: dict[bytes, Session] = {}
         self._identities: dict[int, bytes] = {}
         self._watchers: dict[int, set[bytes]] = {}
@@ -137,11 +146,17 @@ class ClientDesk:
 
     def _submit(self, identity: bytes, session: Session, frame: frames.Submit, data: bytes, now: Instant) -> None:
         try:
-            answer = self._queue.submit(session, frame, data, now, self._ledger.closed)
+            answer = self._queue.submit(session, frame, data, now, self._outside(frame))
         except ValueError as error:
             self._error(identity, 0, FailureClass.INVALID_INPUT, f"Submit {frame.number}: {error}")
             return
         self._outbox.put(identity, frames.Accepted(frame.number, answer.refused, answer.existing))
+
+    def _outside(self, frame: Submit) -> Outside:
+        blobs = [payload for group in frame.groups for payload in group.payloads if type(payload) is BlobRef]
+        if not blobs:
+            return Outside(self._ledger.closed)
+        return Outside(self._ledger.closed, self._blobs.missing(blobs))
 
     def results(self, results: Results, encoded: bytes) -> None:
         """Jobs ended: tells the session they belong to, and whoever else asked for one of them."""

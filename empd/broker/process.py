@@ -18,7 +18,7 @@ import zmq
 
 from empd import clock, lifecycle
 from empd.broker.blobs import BlobKeeper
-from empd.broker.clients import ClientDesk, Host
+from empd.broker.clients import ClientDesk, Host, Means
 from empd.broker.ledger import Ledger
 from empd.broker.neighbours import Neighbours
 from empd.broker.outbox import Outbox
@@ -98,13 +98,13 @@ class Broker:
         self._client_box = Outbox(self._clients)
         self._worker_box = Outbox(self._workers)
         self.stream = Stream(self._clients, self.ledger.journal)
+        self.blobs = BlobKeeper(settings.spool_dir, settings.volatile_dir)
         host = Host(clock.host_id(), str(settings.spool_dir), str(settings.volatile_dir))
-        self.clients = ClientDesk(self.queue, self.ledger, self._client_box, self.stream, host)
+        self.clients = ClientDesk(Means(self.queue, self.ledger, self._client_box, self.stream, self.blobs), host)
         self.clients.status = self.status
         self.clients.operate = self._operate
         self.workers = WorkerDesk(self.queue, self._worker_box, self.ledger.journal.instance)
         self.neighbours = Neighbours(self._child, self.queue, self.workers, self._board)
-        self.blobs = BlobKeeper(settings.spool_dir, settings.volatile_dir)
         self._poller = zmq.Poller()
         self._poller.register(self._clients.socket, zmq.POLLIN)
         self._poller.register(self._workers.socket, zmq.POLLIN)

@@ -15,7 +15,7 @@ from empd.queue.evolve import payload_fingerprint
 from empd.queue.options import OptionsTable
 from empd.queue.policy import Policy
 from empd.queue.rows import Fact, Kind
-from empd.queue.state import Options, QueueState, Session
+from empd.queue.state import QueueState, Session
 from empd.result import Refusal
 
 KEY_CHARS_MAX = 256
@@ -31,10 +31,20 @@ class Admission(NamedTuple):
     existing: list[tuple[int, int]]
 
 
+class Outside(NamedTuple):
+    """What only the shell can see: why nothing can be taken now (a full disk), and which blobs are not there."""
+
+    closed: str = ""
+    blobs_missing: frozenset[str] = frozenset()
+
+
+OPEN = Outside()
+
+
 def submit(
-    state: QueueState, table: OptionsTable, session: Session, frame: Submit, raw: bytes, closed: str = ""
+    state: QueueState, table: OptionsTable, session: Session, frame: Submit, raw: bytes, outside: Outside = OPEN
 ) -> Admission:
-    """Decides on one Submit frame of a session. `closed`: why nothing can be taken now (a full disk).
+    """Decides on one Submit frame of a session.
 
     A frame number already taken gets the same answer again. Raises ValueError when the frame is out of turn.
     """
@@ -48,12 +58,17 @@ def submit(
     for group in frame.groups:
         if group.keys is not None and len(group.keys) != len(group.payloads):
             raise ValueError("keys must be left out or be as many as payloads")
-    whole = closed or _full(state, table.policy, frame, count)
+    whole = outside.closed or _full(state, table.policy, frame, count)
     if whole:
         refusal = [Refusal(i, FailureClass.UNAVAILABLE, whole, _FULL_RETRY_AFTER_S) for i in range(count)]
         session.skipped.append((frame.number, refusal))
         return Admission([], refusal, [])
-    refused, existing = _judge(state, table, frame)
+    judgement = _Judgement(state, table, outside)
+    index = 0
+    for group in frame.groups:
+        judgement.group(group, index)
+        index += len(group.payloads)
+    refused, existing = [refusal for _, refusal in sorted(judgement.refused.items())], judgement.existing
     if not refused and not existing and not session.skipped:
         return Admission([Fact(Kind.SUBMITTED, frame, session.number, raw)], [], [])
     if len(refused) == count:
@@ -83,68 +98,73 @@ def _full(state: QueueState, policy: Policy, frame: Submit, count: int) -> str:
     return ""
 
 
-def _judge(state: QueueState, table: OptionsTable, frame: Submit) -> tuple[list[Refusal], list[tuple[int, int]]]:
-    refused: list[Refusal] = []
-    existing: list[tuple[int, int]] = []
-    index = 0
-    seen_keys: set[str] = set()
-    for group in frame.groups:
-        failure, reason = _judge_options(table, group)
+class _Judgement:
+    """Judges the jobs of one frame, one group after the other."""
+
+    def __init__(self, state: QueueState, table: OptionsTable, outside: Outside) -> None:
+        self._state = state
+        self._table = table
+        self._outside = outside
+        self._seen_keys: set[str] = set()
+        self.refused: dict[int, Refusal] = {}
+        self.existing: list[tuple[int, int]] = []
+
+    def group(self, group: JobGroup, index: int) -> None:
+        """Judges a group whose first job is at `index` of the frame."""
+        failure, reason = self._options(group)
         if failure:
-            refused += [Refusal(index + i, failure, reason) for i in range(len(group.payloads))]
-        elif group.keys:
-            for i, key in enumerate(group.keys):
-                if key:
-                    _judge_key(state, table.get(group.options), group, i, index + i, seen_keys, refused, existing)
-        if not failure:
-            refused += _judge_payloads(table.policy, group, index, {refusal.index for refusal in refused})
-        index += len(group.payloads)
-    return sorted(refused, key=lambda refusal: refusal.index), existing
+            for position in range(len(group.payloads)):
+                self._refuse(index + position, failure, reason)
+            return
+        limit = self._table.policy.inline_bytes_max
+        if any(type(payload) is not bytes or len(payload) > limit for payload in group.payloads):
+            self._payloads(group, index, limit)
+        if group.keys:
+            for position, key in enumerate(group.keys):
+                if key and index + position not in self.refused:
+                    self._key(group, position, index + position)
 
+    def _refuse(self, index: int, failure: str, reason: str) -> None:
+        self.refused.setdefault(index, Refusal(index, failure, reason))
 
-def _judge_options(table: OptionsTable, group: JobGroup) -> tuple[str, str]:
-    try:
-        options = table.get(group.options)
-    except ValueError as error:
-        return FailureClass.INVALID_INPUT, str(error)
-    if options.problem is None:
-        wrong = job_options.problem(options.spec)
-        options.problem = (FailureClass.INVALID_INPUT, wrong) if wrong else _unmatchable(options, table.policy)
-    return options.problem
+    def _options(self, group: JobGroup) -> tuple[str, str]:
+        try:
+            options = self._table.get(group.options)
+        except ValueError as error:
+            return FailureClass.INVALID_INPUT, str(error)
+        if options.problem is None:
+            wrong = job_options.problem(options.spec)
+            lacking = job_options.unmatchable(options.spec, self._table.policy)
+            if wrong:
+                options.problem = FailureClass.INVALID_INPUT, wrong
+            else:
+                options.problem = (FailureClass.UNMATCHABLE, lacking) if lacking else ("", "")
+        return options.problem
 
+    def _payloads(self, group: JobGroup, index: int, limit: int) -> None:
+        for position, payload in enumerate(group.payloads):
+            if isinstance(payload, BlobRef):
+                if payload.id in self._outside.blobs_missing:
+                    reason = f"blob {payload.id} is not in the arena in this size; upload it first"
+                    self._refuse(index + position, FailureClass.NOT_FOUND, reason)
+            elif len(payload) > limit:
+                reason = f"the payload has {len(payload)} bytes; above {limit} send a blob"
+                self._refuse(index + position, FailureClass.INVALID_INPUT, reason)
 
-def _unmatchable(options: Options, policy: Policy) -> tuple[str, str]:
-    reason = job_options.unmatchable(options.spec, policy)
-    return (FailureClass.UNMATCHABLE, reason) if reason else ("", "")
-
-
-def _judge_payloads(policy: Policy, group: JobGroup, index: int, out: set[int]) -> list[Refusal]:
-    limit = policy.inline_bytes_max
-    if not any(isinstance(p, BlobRef) or len(p) > limit for p in group.payloads):
-        return []
-    return [
-        Refusal(index + i, FailureClass.INVALID_INPUT, f"the payload has {len(p)} bytes; above {limit} send a blob")
-        for i, p in enumerate(group.payloads)
-        if not isinstance(p, BlobRef) and len(p) > limit and index + i not in out
-    ]
-
-
-def _judge_key(
-    state: QueueState, options: Options, group: JobGroup, position: int, index: int,
-    seen: set[str], refused: list[Refusal], existing: list[tuple[int, int]],
-) -> None:  # fmt: skip
-    assert group.keys is not None
-    key = group.keys[position]
-    if len(key) > KEY_CHARS_MAX:
-        refused.append(Refusal(index, FailureClass.INVALID_INPUT, f"a key has at most {KEY_CHARS_MAX} characters"))
-        return
-    known = state.keys.get(key)
-    if known is None:
-        if key in seen:
-            refused.append(Refusal(index, FailureClass.REFUSED, f"idempotency key {key!r} stands twice in one frame"))
-        seen.add(key)
-    elif known.fingerprint != payload_fingerprint(options.spec.service, group.payloads[position]):
-        reason = f"idempotency key {key!r} was used with another payload or service"
-        refused.append(Refusal(index, FailureClass.REFUSED, reason))
-    else:
-        existing.append((index, known.job))
+    def _key(self, group: JobGroup, position: int, index: int) -> None:
+        assert group.keys is not None
+        key = group.keys[position]
+        service = self._table.get(group.options).spec.service
+        if len(key) > KEY_CHARS_MAX:
+            self._refuse(index, FailureClass.INVALID_INPUT, f"a key has at most {KEY_CHARS_MAX} characters")
+            return
+        known = self._state.keys.get(key)
+        if known is None:
+            if key in self._seen_keys:
+                self._refuse(index, FailureClass.REFUSED, f"idempotency key {key!r} stands twice in one frame")
+            self._seen_keys.add(key)
+        elif known.fingerprint != payload_fingerprint(service, group.payloads[position]):
+            reason = f"idempotency key {key!r} was used with another payload or service"
+            self._refuse(index, FailureClass.REFUSED, reason)
+        else:
+            self.existing.append((index, known.job))

@@ -22,13 +22,11 @@ from empd.queue.state import ConnectorState, Consumer, Extra, Job, Key, QueueSta
 def trim_point(state: QueueState, oldest_seq: int, newest_seq: int, jobs_max: int) -> int:
     """The furthest row up to `newest_seq` that can be trimmed with at most `jobs_max` jobs carried (at least the
     rows of one job are). `oldest_seq - 1` when nothing can be trimmed."""
-    count = 0
-    for job in state.jobs.values():
+    for count, job in enumerate(state.jobs.values()):
         if job.touched > newest_seq:
             break
         if count >= jobs_max and job.touched > oldest_seq:
             return job.touched - 1
-        count += 1
     return newest_seq
 
 

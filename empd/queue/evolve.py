@@ -231,8 +231,7 @@ class Evolver:
                     nearest = limit_ns
         worker.limit_ns = nearest
         jobs[0].options.group.head()  # drops what was assigned from the head of the line
-        if epoch > self.state.next_epoch:
-            self.state.next_epoch = epoch
+        self.state.next_epoch = max(self.state.next_epoch, epoch)
 
     def _release(self, job: Job) -> None:
         worker = job.holder

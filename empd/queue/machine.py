@@ -91,11 +91,11 @@ class Queue:
         return self.state.sessions[number]
 
     def submit(
-        self, session: Session, frame: Submit, raw: bytes, now: Instant, closed: str = ""
+        self, session: Session, frame: Submit, raw: bytes, now: Instant, outside: admission.Outside = admission.OPEN
     ) -> admission.Admission:
         """Takes or refuses the jobs of a frame. Raises ValueError when the frame is out of turn."""
         session.seen_mono_ns = now.mono_ns
-        answer = admission.submit(self.state, self.options, session, frame, raw, closed)
+        answer = admission.submit(self.state, self.options, session, frame, raw, outside)
         self.apply(answer.facts, now)
         return answer
 

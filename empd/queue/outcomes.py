@@ -26,11 +26,12 @@ class DoneFrame(Protocol):
 
 
 class Ends:
-    """Collects ended jobs into as few `Results` as sessions."""
+    """Collects ended jobs into as few `Results` as sessions, and ended attempts of others in `requeued`."""
 
     def __init__(self, worker: str, at_ns: int) -> None:
         self._worker = worker
         self._at_ns = at_ns
+        self.requeued: list[RequeuedJob] = []
         self._groups: dict[int, dict[int, tuple[Options, list[FinishedJob]]]] = {}
 
     def bucket(self, session: int, options: Options) -> list[FinishedJob]:
@@ -45,8 +46,8 @@ class Ends:
         )
 
     def facts(self) -> list[Fact]:
-        """One RESULTS fact for each session."""
-        return [
+        """One RESULTS fact for each session, one REQUEUED for all."""
+        facts = [
             Fact(
                 Kind.RESULTS,
                 Results(
@@ -59,6 +60,9 @@ class Ends:
             )
             for session, groups in self._groups.items()
         ]
+        if self.requeued:
+            facts.append(Fact(Kind.REQUEUED, Requeued(self.requeued)))
+        return facts
 
 
 class Verdict(NamedTuple):
@@ -72,21 +76,20 @@ def done(policy: Policy, worker: Worker, frame: DoneFrame, at_ns: int) -> Verdic
     """Decides on a worker's Done frame. A stale epoch, or a job said twice, writes nothing and is counted."""
     ends = Ends(worker.name, at_ns)
     stale = _completed(worker, frame.done, ends)
-    requeued: list[RequeuedJob] = []
     seen: set[int] = {item.id for item in frame.done} if frame.failed or frame.cancelled else set()
     for failed in frame.failed:
         job = _held(worker, failed.id, failed.epoch, seen)
         if job is None:
             stale += 1
         else:
-            _failed(policy, job, failed, ends, requeued)
+            _failed(policy, job, failed, ends)
     for job_id, epoch in frame.cancelled:
         job = _held(worker, job_id, epoch, seen)
         if job is None:
             stale += 1
         else:
-            _stopped(policy, job, ends, requeued)
-    return Verdict(_facts(ends, requeued), stale)
+            _stopped(policy, job, ends)
+    return Verdict(ends.facts(), stale)
 
 
 def _completed(worker: Worker, done_jobs: list[DoneJob], ends: Ends) -> int:
@@ -123,10 +126,10 @@ def _held(worker: Worker, job_id: int, epoch: int, seen: set[int]) -> Job | None
     return job
 
 
-def _failed(policy: Policy, job: Job, failed: FailedJob, ends: Ends, requeued: list[RequeuedJob]) -> None:
+def _failed(policy: Policy, job: Job, failed: FailedJob, ends: Ends) -> None:
     stop = job.extra.stop if job.extra else ""
     if stop in (FailureClass.CANCELLED, FailureClass.EXPIRED):
-        _stopped(policy, job, ends, requeued)
+        _stopped(policy, job, ends)
         return
     try:
         cause = Cause(failed.cause)
@@ -137,16 +140,16 @@ def _failed(policy: Policy, job: Job, failed: FailedJob, ends: Ends, requeued: l
         ends.add(job, Outcome.FAILED, error, failed.usage)
         return
     delay_ns = int((failed.retry_after_s or 0) * NS_PER_S)
-    _again(policy, job, cause, error, ends, requeued, delay_ns)
+    _again(policy, job, cause, error, ends, delay_ns)
 
 
-def _stopped(policy: Policy, job: Job, ends: Ends, requeued: list[RequeuedJob]) -> None:
+def _stopped(policy: Policy, job: Job, ends: Ends) -> None:
     """The work was told to stop and has stopped."""
     stop = job.extra.stop if job.extra else ""
     if stop == FailureClass.EXPIRED:
         ends.add(job, Outcome.EXPIRED, JobError(FailureClass.EXPIRED, "the total time-out passed while it ran"))
     elif stop == FailureClass.TIMEOUT:
-        _again(policy, job, Cause.JOB_FAULT, _timeout_error(job), ends, requeued)
+        _again(policy, job, Cause.JOB_FAULT, _timeout_error(job), ends)
     else:
         ends.add(job, Outcome.CANCELLED, JobError(FailureClass.CANCELLED, "cancelled while it ran"))
 
@@ -155,10 +158,7 @@ def _timeout_error(job: Job) -> JobError:
     return JobError(FailureClass.TIMEOUT, f"the run passed its limit of {job.options.timeout_ns / NS_PER_S:g} s")
 
 
-def _again(
-    policy: Policy, job: Job, cause: Cause, error: JobError | None, ends: Ends, requeued: list[RequeuedJob],
-    delay_ns: int = 0,
-) -> None:  # fmt: skip
+def _again(policy: Policy, job: Job, cause: Cause, error: JobError | None, ends: Ends, delay_ns: int = 0) -> None:
     """Another attempt, if the budget of the cause has one left; else the end that the cause asks for."""
     faults, crashes, losses = charged(job.extra.charges if job.extra else (0, 0, 0), cause)
     if cause is Cause.JOB_FAULT and faults > job.options.retries:
@@ -173,14 +173,7 @@ def _again(
         delay_ns = max(delay_ns, backoff_delay_ns(policy, faults, job.id))
     elif cause is Cause.UPSTREAM:
         delay_ns = max(delay_ns, policy.backoff_ns)
-    requeued.append(RequeuedJob(job.id, job.epoch, cause, delay_ns, error))
-
-
-def _facts(ends: Ends, requeued: list[RequeuedJob]) -> list[Fact]:
-    facts = ends.facts()
-    if requeued:
-        facts.append(Fact(Kind.REQUEUED, Requeued(requeued)))
-    return facts
+    ends.requeued.append(RequeuedJob(job.id, job.epoch, cause, delay_ns, error))
 
 
 _CAUSES = {
@@ -201,21 +194,20 @@ def gone(policy: Policy, worker: Worker, how: Exit, evidence: str, at_ns: int) -
     the crash and its neighbours with nothing.
     """
     ends = Ends(worker.name, at_ns)
-    requeued: list[RequeuedJob] = []
     cause, failure = _CAUSES[how]
     hung = {job.id for job in worker.held.values() if job.state is State.CANCELLING}
     for job in list(worker.held.values()):
         stop = job.extra.stop if job.extra else ""
         if stop in (FailureClass.CANCELLED, FailureClass.EXPIRED):
-            _stopped(policy, job, ends, requeued)
+            _stopped(policy, job, ends)
             continue
         job_cause = cause
         message = f"worker {worker.name} {_WORDS[how]} while it held the job"
         if how is Exit.HUNG and (job.id in hung or not hung):
             job_cause, message = Cause.WORKER_CRASHED, f"worker {worker.name} hung and was killed; {_limit_text(job)}"
         error = JobError(failure, message, evidence[-_EVIDENCE_CHARS_MAX:])
-        _again(policy, job, job_cause, error, ends, requeued)
-    return _facts(ends, requeued)
+        _again(policy, job, job_cause, error, ends)
+    return ends.facts()
 
 
 _WORDS = {
@@ -236,10 +228,9 @@ def _limit_text(job: Job) -> str:
 def given_back(policy: Policy, worker: Worker, jobs: list[Job], at_ns: int) -> list[Fact]:
     """Decides on jobs that the worker turned out not to hold (any more): uncharged, they wait again."""
     ends = Ends(worker.name, at_ns)
-    requeued: list[RequeuedJob] = []
     for job in jobs:
         if job.extra is not None and job.extra.stop in (FailureClass.CANCELLED, FailureClass.EXPIRED):
-            _stopped(policy, job, ends, requeued)
+            _stopped(policy, job, ends)
         else:
-            requeued.append(RequeuedJob(job.id, job.epoch, Cause.DRAIN))
-    return _facts(ends, requeued)
+            ends.requeued.append(RequeuedJob(job.id, job.epoch, Cause.DRAIN))
+    return ends.facts()
