@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from web_broker import BrokerDouble
-from web_harness import Web
+from web_harness import Web, wait_for
 
 from empd.job import parse_id
 from empd.payload import BlobRef
@@ -111,15 +112,10 @@ def test_uploads_leave_room_on_the_disk(broker: BrokerDouble, start_web: Callabl
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(web: Web) -> None:
-    import socket
-
     host, _, port = web.address.rpartition(":")
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(
-            b"POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n" + b"x" * 2_000_000
-        )
-    from web_harness import wait_for
-
+        head = b"POST /v1/blobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n"
+        connection.sendall(head + b"x" * 2_000_000)
     spool = web.state_dir / "spool"
     wait_for(lambda: not [path for path in spool.rglob("*") if path.is_file()], "no file in the spool")
 
@@ -136,10 +132,10 @@ def test_any_header_is_a_span_nothing_or_unsatisfiable(header: str, size: int) -
     assert span is None or 0 <= span.start < span.end <= size
 
 
-@given(st.integers(0, 1 << 70), st.integers(0, 1 << 70) | st.none(), st.integers(0, 10_000))
+@given(st.integers(0, 10**18 - 2), st.integers(0, 10**18 - 2) | st.none(), st.integers(0, 10_000))
 def test_first_and_last(first: int, last: int | None, size: int) -> None:
     header = f"bytes={first}-{'' if last is None else last}"
-    if last is not None and last < first and len(str(first)) < 19:
+    if last is not None and last < first:
         assert parse_range(header, size) is None
     elif first >= size:
         with pytest.raises(Unsatisfiable):

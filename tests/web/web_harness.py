@@ -97,9 +97,9 @@ class Web:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
 
         async def send() -> Answer:
-            async with aiohttp.ClientSession() as session:
-                async with session.request(method, self.url + path, data=data, headers=named) as answer:
-                    return Answer(answer.status, answer.headers, await answer.read())
+            url = self.url + path
+            async with aiohttp.ClientSession() as session, session.request(method, url, data=data, headers=named) as it:
+                return Answer(it.status, it.headers, await it.read())
 
         return asyncio.run(send())
 
