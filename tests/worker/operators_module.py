@@ -184,3 +184,16 @@ hoarded: list[bytearray] = []
 
 def mark(directory, name):
     Path(directory, name).touch()
+
+
+async def touch_then_nap(payload, context):
+    mark(payload["dir"], f"{context.job_id}-{context.epoch}")
+    await asyncio.sleep(payload["s"])
+    return "rested"
+
+
+async def checkpoint_then_die(payload, context):
+    if context.last_checkpoint is None:
+        await context.checkpoint(b"half way")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [context.attempt, context.last_checkpoint]

@@ -1,0 +1,137 @@
+"""The worker under the real broker and supervisor: what crosses the seam between them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from empd.errors import JobCancelled, JobDead, JobFailed
+from tests.box import Box, mapping_of, service, wait_until
+
+HERE = str(Path(__file__).parent)
+
+
+def python(name: str, worker: dict[str, Any] | None = None, **entry: Any) -> Any:
+    api_config = {"callable": f"operators_module:{name}", **entry.pop("api_config", {})}
+    return service("PythonConnector", worker=worker, api_config=api_config, **entry)
+
+
+def counted(directory: Path) -> int:
+    return len(list(directory.iterdir()))
+
+
+def test_every_kind_of_callable_and_large_values_through_the_daemon(box: Callable[..., Box]) -> None:
+    daemon = box(
+        mapping_of(
+            square=python("square"),
+            pooled=python("square", worker={"max_concurrent_jobs": 3}),
+            aio=python("square_async", worker={"max_concurrent_jobs": 8}),
+            count=python("counting_async"),
+            large=python("large"),
+        ),
+        python_path=HERE,
+    )
+    with daemon.client() as client:
+        values = [{"x": n} for n in range(40)]
+        assert list(client.submit_many("square", values).results(20)) == [{"value": n * n} for n in range(40)]
+        assert list(client.submit_many("pooled", values).results(20)) == [{"value": n * n} for n in range(40)]
+        assert list(client.submit_many("aio", values).results(20)) == [n * n for n in range(40)]
+        assert client.submit("count", 5).result(20) == {"counted": 5}
+        assert bytes(client.submit("large", 5 << 20).result(20)) == b"z" * (5 << 20)
+
+
+@pytest.mark.parametrize(
+    ("target", "entry"),
+    [("nap_async", {}), ("attentive", {}), ("nap_generator", {}), ("nap", {"isolation": "process"})],
+)
+def test_cancel_reaches_the_work(box: Callable[..., Box], tmp_path: Path, target: str, entry: Any) -> None:
+    daemon = box(mapping_of(s=python(target, **entry)), python_path=HERE)
+    with daemon.client() as client:
+        handle = client.submit("s", str(tmp_path))
+        wait_until((tmp_path / "began").exists, "the job's begin")
+        worker = daemon.pid("s-0")
+        handle.cancel()
+        with pytest.raises(JobCancelled):
+            handle.result(20)
+        assert daemon.pid("s-0") == worker, "nobody had to be killed for it"
+
+
+def test_a_call_that_cannot_be_stopped_costs_its_worker(box: Callable[..., Box], tmp_path: Path) -> None:
+    daemon = box(mapping_of(s=python("nap")), python_path=HERE, cancel_grace_s=0.5, term_grace_s=0.5)
+    with daemon.client() as client:
+        handle = client.submit("s", str(tmp_path))
+        wait_until((tmp_path / "began").exists, "the job's begin")
+        worker = daemon.pid("s-0")
+        handle.cancel()
+        with pytest.raises(JobCancelled):
+            handle.result(30)
+        assert wait_until(lambda: daemon.pid("s-0") != worker, "the successor")
+
+
+@pytest.mark.parametrize("fault", ["crash", "segv", "abort"])
+def test_a_crash_is_charged_and_ends_as_a_dead_letter(box: Callable[..., Box], fault: str) -> None:
+    daemon = box(mapping_of(s=service(), other=service(api_config={"duration_s": 1.5})))
+    with daemon.client() as client:
+        neighbour = client.submit("other", None)
+        handle = client.submit("s", {"fault": fault})
+        once = client.submit("s", {"fault": fault, "times": 1})
+        with pytest.raises(JobDead):
+            handle.result(30)
+        assert once.result(30) == {"steps": 1}
+        assert neighbour.result(30) == {"steps": 1}
+        assert neighbour.status().attempts <= 1
+
+
+def test_a_held_gil_ends_at_the_run_limit(box: Callable[..., Box]) -> None:
+    daemon = box(mapping_of(s=service()), cancel_grace_s=0.3, term_grace_s=0.3, retries=0)
+    with daemon.client() as client:
+        handle = client.submit("s", {"fault": "hang_gil"}, timeout_s=0.5)
+        with pytest.raises(JobFailed) as failed:
+            handle.result(30)
+        assert failed.value.failure in ("timeout", "worker_hung")
+        assert client.submit("s", None).result(30) == {"steps": 1}
+
+
+def test_a_claim_outlives_the_broker_twice_and_runs_once(box: Callable[..., Box], tmp_path: Path) -> None:
+    daemon = box(mapping_of(s=python("touch_then_nap", worker={"max_concurrent_jobs": 4})), python_path=HERE)
+    with daemon.client() as client:
+        jobs = client.submit_many("s", [{"dir": str(tmp_path), "s": 3.0}] * 4)
+        wait_until(lambda: counted(tmp_path) == 4, "all jobs begun")
+        for _ in range(2):
+            old = daemon.signal("broker", signal.SIGKILL)
+            wait_until(lambda old=old: daemon.pid("broker") != old, "the next broker")
+            wait_until(daemon.is_ready, "the broker to answer")
+        assert list(jobs.results(30)) == ["rested"] * 4
+        assert counted(tmp_path) == 4, "no job ran twice"
+
+
+def test_a_checkpoint_outlives_the_worker(box: Callable[..., Box]) -> None:
+    daemon = box(mapping_of(s=python("checkpoint_then_die")), python_path=HERE)
+    with daemon.client() as client:
+        assert client.submit("s", None).result(30) == [2, b"half way"]
+
+
+def test_a_heavy_worker_is_replaced_and_nothing_is_lost(box: Callable[..., Box]) -> None:
+    daemon = box(mapping_of(s=python("hoard", worker={"memory_max_bytes": 1})), python_path=HERE)
+    with daemon.client() as client:
+        first = daemon.pid("s-0")
+        results = list(client.submit_many("s", [80, 1, 80]).results(30))
+        assert len(results) == 3
+        assert wait_until(lambda: daemon.pid("s-0") != first, "the successor")
+
+
+def test_a_reload_rolls_workers_without_losing_a_job(box: Callable[..., Box]) -> None:
+    daemon = box(mapping_of(s=service(worker={"instances": 2}, api_config={"duration_s": 0.05})))
+    assert daemon.process is not None
+    with daemon.client() as client:
+        before = {daemon.pid("s-0"), daemon.pid("s-1")}
+        jobs = client.submit_many("s", [None] * 60)
+        os.kill(daemon.process.pid, signal.SIGHUP)
+        assert list(jobs.results(30)) == [{"steps": 1}] * 60
+        wait_until(lambda: not before & {daemon.pid("s-0"), daemon.pid("s-1")}, "both workers to be rolled")
+        assert client.submit("s", None).result(20) == {"steps": 1}
