@@ -20,7 +20,7 @@ from empd.client.requests import Requests, Subscription
 from empd.client.submissions import Submissions
 from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
 from empd.job import format_id
-from empd.payload import Carried
+from empd.payload import FRAME_BYTES_MAX, Carried
 from empd.record import Record
 from empd.result import Results
 from empd.wire import codec, frames
@@ -175,10 +175,18 @@ class Conversation:
         self.submissions.seal()
 
     def request(self, make: Callable[[int], Record]) -> Request:
-        """Queues the request that `make(number)` returns, behind all that was submitted before it."""
+        """Queues the request that `make(number)` returns, behind all that was submitted before it.
+
+        Raises Refused when it does not fit into a frame.
+        """
         self.submissions.seal()
         number = self.requests.next_number()
-        return self.requests.ask(number, make(number))
+        frame = make(number)
+        size = len(codec.encode(frame))
+        if size > FRAME_BYTES_MAX:
+            reason = f"the request has {size} bytes, over {FRAME_BYTES_MAX}: ask in parts"
+            raise Refused(FailureClass.INVALID_INPUT, reason)
+        return self.requests.ask(number, frame)
 
     def ask(self, ids: Iterable[int]) -> list[Request]:
         """Asks for the state or the result of jobs. Each request's answer is a list of JobStatus (of the unfinished);

@@ -16,6 +16,7 @@ from empd.wire import codec
 from empd.wire.frames import Cancel, JobFilter, JobOptions, Retry
 
 CACHED_OPTIONS_MAX = 256
+OPTIONS_BYTES_MAX = 64 * 1024
 
 
 class Identified(Protocol):
@@ -110,6 +111,8 @@ def _encode(service: str, encoding: str, options: Mapping[str, Any]) -> msgspec.
     if "model_keys" in given:
         given["model_keys"] = tuple(given["model_keys"])
     data = codec.encode(JobOptions(service=service, encoding=encoding, **given))
+    if len(data) > OPTIONS_BYTES_MAX:
+        raise Refused(FailureClass.INVALID_INPUT, f"the options have {len(data)} bytes, over {OPTIONS_BYTES_MAX}")
     try:
         codec.decode_options(data)
     except ProtocolError as error:

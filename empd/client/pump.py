@@ -21,6 +21,7 @@ from empd.client.conversation import Conversation
 from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
 
 CARETAKER_NAP_S = 0.02
+LED_NAP_S = 0.1
 CARETAKER_AFTER_NS = 100_000_000
 LEAVE_TIMEOUT_S = 1.0
 FLUSH_AFTER_NS = 10_000_000  # a gathered frame whose acknowledgement nobody has fetched
@@ -77,6 +78,10 @@ class Pump:
                     break
         except ProtocolError:
             came = True  # the conversation keeps it: `check` raises it in every thread
+        except BaseException:
+            # An interrupt (Ctrl-C) between taking frames and passing them on: greeting anew repeats what is open.
+            conversation.connected(now_ns)
+            raise
         if came:
             self.tell()
         if not self._busy.is_set() and conversation.busy:
@@ -155,7 +160,7 @@ class Pump:
     def _caretake(self) -> None:
         while not (self._closing or self._abandoned):
             self._busy.wait()
-            self._stopped.wait(CARETAKER_NAP_S)
+            self._stopped.wait(LED_NAP_S if self._leading else CARETAKER_NAP_S)
             with self.lock:
                 if not self.conversation.busy or self.conversation.failed is not None:
                     self._busy.clear()

@@ -15,6 +15,7 @@ from empd.wire.frames import Accepted, JobGroup, Submit
 
 JOBS_PER_FRAME = 256
 FRAME_PAYLOAD_BYTES_MAX = 900 * 1024
+KEY_CHARS_MAX = 256
 JOB_BYTES = 24  # of a payload's and a key's own framing, counted so that a frame stays below its limit
 
 
@@ -36,8 +37,13 @@ class Submissions:
         self._unsent: list[Batch] = []
 
     def submit(self, handle: Handle, options: msgspec.Raw, payload: Carried, key: str = "") -> None:
-        """Takes one job; `handle.number` is set. Same options must be the same object to share a group."""
-        size = _size(payload) + len(key) + JOB_BYTES
+        """Takes one job; `handle.number` is set. Same options must be the same object to share a group.
+
+        Raises Refused for a key that no daemon takes.
+        """
+        if len(key) > KEY_CHARS_MAX:
+            raise Refused(FailureClass.INVALID_INPUT, f"an idempotency key has at most {KEY_CHARS_MAX} characters")
+        size = _size(payload) + 4 * len(key) + JOB_BYTES
         batch = self.gathering
         # A key stands once in a frame: the second job with it must find the first one taken.
         if batch is not None and (
