@@ -44,7 +44,7 @@ class Bench:
         self.outbox = outbox
         self.lanes = Lanes(JOBS, outcomes, lambda error: None)
         unused: Any = None
-        port = Port({}, unused, unused, arena, unused)
+        port = Port(unused, unused, arena, unused, unused)
         plan = Plan("SimulationConnector", "", {"duration_s": 0}, (), (), JOBS)
         self.hosted = Hosted("noop", plan, Site(service="noop", max_concurrent_jobs=JOBS), port, Log("error"))
         self.details = JobDetails(service="noop")
@@ -81,5 +81,6 @@ def test_noop_jobs_through_lanes(benchmark: Any, tmp_path: Path, frames_of_jobs:
 
     assert "SimulationConnector" in registry.available()
     assert benchmark(lambda: asyncio.run(run())) == JOBS * len(frames_of_jobs)
-    benchmark.extra_info["us_per_job"] = benchmark.stats["median"] / (JOBS * len(frames_of_jobs)) * 1e6
-    assert benchmark.extra_info["us_per_job"] < 16
+    if benchmark.enabled:
+        benchmark.extra_info["us_per_job"] = benchmark.stats["median"] / (JOBS * len(frames_of_jobs)) * 1e6
+        assert benchmark.extra_info["us_per_job"] < 16

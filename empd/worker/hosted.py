@@ -50,6 +50,7 @@ class Hosted:
 
     def __init__(self, name: str, plan: Plan, site: Site, port: JobPort, log: Log) -> None:
         self.name = name
+        self.redact = log.redact
         self.plan = plan
         self.site = site
         self.port = port
@@ -85,11 +86,12 @@ class Hosted:
             if missing:
                 raise registry.ConnectorUnavailable(f"missing environment variable: {', '.join(missing)}")
             self.port.secrets = {name: os.environ[name] for name in needed}
+            self.redact.learn(self.port.secrets.values())
             connector = registry.build(kind, plan.api_config, self.site._replace(secrets=self.port.secrets))
             if not isinstance(connector, Service):
                 raise registry.ConnectorUnavailable(f"connector {plan.connector!r} does not process jobs")
         except registry.ConnectorUnavailable as error:
-            self._reason = str(error)
+            self._reason = self.redact(str(error))
             self._log("connector_unavailable", "error", service=self.name, reason=self._reason)
             return
         self._connector = self.meter = connector
@@ -162,7 +164,7 @@ class Hosted:
 
     async def _look(self, connector: Service, healthy: Coroutine[Any, Any, bool]) -> None:
         was = self._reason
-        self._reason = "" if await healthy else connector.reason or "not healthy"
+        self._reason = "" if await healthy else self.redact(connector.reason) or "not healthy"
         if not self._reason and isinstance(connector, HasModels):
             try:
                 self.models = await connector.models()

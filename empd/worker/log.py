@@ -12,16 +12,22 @@ from typing import Any
 
 import msgspec
 
+from empd.connectors.redaction import Redaction
+
 LEVELS = ("debug", "info", "warning", "error")
 _LINE_BYTES_MAX = 8192
 
 
 class Log:
-    """Writes events with the fields that all lines of this process share. Never raises."""
+    """Writes events with the fields that all lines of this process share. Never raises.
+
+    `redact` holds the secrets of all services of this worker.
+    """
 
     def __init__(self, least: str = "info", **shared: Any) -> None:
         self._least = LEVELS.index(least)
         self._shared = shared
+        self.redact = Redaction()
         self._encode = msgspec.json.Encoder(enc_hook=repr).encode
 
     def __call__(self, event: str, level: str = "info", **fields: Any) -> None:
@@ -29,8 +35,9 @@ class Log:
         if LEVELS.index(level) < self._least:
             return
         line = {"timestamp": _timestamp(), "level": level, "event": event, **self._shared, **fields}
+        data = self.redact(self._encode(line).decode()).encode()
         try:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, self._encode(line)[:_LINE_BYTES_MAX] + b"\n")
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, data[:_LINE_BYTES_MAX] + b"\n")
         except OSError:
             return  # nobody reads: a log must not stop the work
 

@@ -73,6 +73,7 @@ class Outcomes:
         if _in_encoder(error) and not isinstance(error, MemoryError):
             error = BadResponse(f"the result cannot be encoded: {describe(error)}", retry=False)
         verdict = judge(error)
+        verdict = verdict._replace(message=hosted.redact(verdict.message), evidence=hosted.redact(verdict.evidence))
         self.outbox.failed(_failed_job(claim, verdict))
         hosted.tally.ended("failed", verdict.failure.value)
 

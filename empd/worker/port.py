@@ -17,13 +17,14 @@ class Port:
 
     def __init__(
         self,
-        secrets: Mapping[str, str],
         requests: Requests,
         reporter: Reporter,
         arena: Arena,
         on_progress: Callable[[Context], None],
+        redact: Callable[[str], str],
     ) -> None:
-        self.secrets = secrets
+        self.secrets: Mapping[str, str] = {}
+        self._redact = redact
         self._requests = requests
         self._reporter = reporter
         self._arena = arena
@@ -40,7 +41,7 @@ class Port:
 
     def log(self, context: Context, text: str) -> None:
         """To telemetry."""
-        self._reporter.log(context, text)
+        self._reporter.log(context, self._redact(text))
 
     async def checkpoint(self, context: Context, data: bytes) -> None:
         """To the broker's journal."""

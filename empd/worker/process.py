@@ -67,6 +67,7 @@ class Worker:
         self._welcomed = False
         self._opened = False
         self._ready_sent = False
+        self._reloading = asyncio.Lock()
 
     async def serve(self) -> int:
         """The worker's whole life; returns the exit status."""
@@ -86,7 +87,7 @@ class Worker:
         self._reporter = Reporter(self._zmq, settings.telemetry_endpoint, settings.job_log_bytes_max)
         self._link = Link(self._zmq, settings.workers_endpoint, self._on_frame, self._say_hello)
         self._outbox = Outbox(self._link.send, self._loop.call_soon)
-        self._requests = Requests(self._link.send)
+        self._requests = Requests(lambda frame: self._welcomed and self._link.send(frame))
         limit_bytes = self._kind.memory_max_bytes
         self._activities = Activities(
             child, settings.worker_memory_max_bytes if limit_bytes is None else limit_bytes, self._on_heavy
@@ -136,7 +137,7 @@ class Worker:
             python_path=tuple(str(path) for path in self._settings.python_path),
             log=self._log,
         )
-        port = Port({}, self._requests, self._reporter, arena, self._activities.moved)
+        port = Port(self._requests, self._reporter, arena, self._activities.moved, self._log.redact)
         return Hosted(name, plan, site, port, self._log)
 
     async def _open_services(self) -> None:
@@ -284,12 +285,13 @@ class Worker:
             self._leaving.recycle()
 
     async def _reload(self) -> None:
-        """Builds again what could not be built or opened."""
-        for hosted in self._services.values():
-            if hosted.reason:
-                await hosted.close()
-                hosted.build()
-                await hosted.open(self._offer)
+        """Builds again what could not be built or opened, and runs no job meanwhile."""
+        async with self._reloading:
+            for hosted in self._services.values():
+                if hosted.reason and not hosted.meter.active_jobs:
+                    await hosted.close()
+                    hosted.build()
+                    await hosted.open(self._offer)
 
     def _end(self, status: int) -> None:
         if not self._ended.done():

@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from empd.connectors.base import Result
-from empd.connectors.failures import RefusedByService
+from empd.connectors.base import Cancellable, ConnectorConfig, HasModels, Result, Resumable, Service
+from empd.connectors.failures import ConnectorError, RefusedByService
 from empd.connectors.service.callables import Partial
 
 
@@ -197,3 +197,43 @@ async def checkpoint_then_die(payload, context):
         await context.checkpoint(b"half way")
         os.kill(os.getpid(), signal.SIGKILL)
     return [context.attempt, context.last_checkpoint]
+
+
+def tells_secret(payload, context):
+    key = os.environ["THE_KEY"]
+    context.log(f"using {key}")
+    raise RuntimeError(f"the key is {key}")
+
+
+class TellsInSetup:
+    def setup(self):
+        raise RuntimeError(f"no login with {os.environ['THE_KEY']}")
+
+    def process(self, payload, context):
+        return None
+
+
+class AbleConfig(ConnectorConfig):
+    directory: str
+
+
+class Able(Service, Cancellable, Resumable, HasModels):
+    """A connector with abilities, found by its path."""
+
+    Config = AbleConfig
+
+    async def models(self):
+        return ["sdxl"]
+
+    async def process(self, job, context):
+        mark(self.config.directory, "began")
+        self.interrupted = asyncio.Event()
+        await self.interrupted.wait()
+        raise ConnectorError("upstream says: interrupted")
+
+    async def resume(self, job, context):
+        return f"resumed {context.last_checkpoint.decode()}"
+
+    async def cancel(self, job, context):
+        mark(self.config.directory, "interrupted")
+        self.interrupted.set()

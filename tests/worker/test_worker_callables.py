@@ -272,3 +272,30 @@ def test_required_variables_are_secrets_or_a_reason(broker: BrokerDouble, start)
     assert broker.result(broker.assign("with", [None])[0]) == {"THE_KEY": "k-123"}
     assert "NOT_THERE" in latest_offers(broker)["without"].reason
     assert "k-123" not in worker.stderr()
+
+
+def test_secrets_are_hidden_wherever_a_connector_speaks(broker: BrokerDouble, start) -> None:
+    services = {
+        "tells": {**python(f"{M}:tells_secret"), "required_env": ["THE_KEY"]},
+        "fails": {**python(f"{M}:TellsInSetup"), "required_env": ["THE_KEY"]},
+    }
+    worker = start(services, settings=HERE, environment={"THE_KEY": "k-1234567"}).ready()
+    failed = broker.failure(broker.assign("tells", [None])[0])
+    assert "the key is ***" in failed.error.message
+    assert "k-1234567" not in failed.error.evidence
+    assert until(lambda: broker.heard(JobLog))[0].text == "using ***"
+    assert "***" in latest_offers(broker)["fails"].reason
+    assert "service_health" in worker.stderr()
+    assert "k-1234567" not in worker.stderr()
+
+
+def test_abilities_are_found_by_class(broker: BrokerDouble, start, tmp_path: Path) -> None:
+    able = {"connector": "Able", "api_config": {"directory": str(tmp_path)}}
+    start({"s": able}, connectors={"Able": {"path": f"{M}:Able"}}, settings=HERE).ready()
+    assert latest_offers(broker)["s"].models == ["sdxl"]
+    assert broker.result(broker.assign("s", ["x"], checkpoint=b"upstream-7", attempt=2)[0]) == "resumed upstream-7"
+    claim = broker.assign("s", ["x"])[0]
+    until((tmp_path / "began").exists, "the job's begin")
+    broker.send(frames.Stop(*claim, "cancelled"))
+    until(lambda: claim in broker.cancelled(), "the cancel")
+    assert (tmp_path / "interrupted").exists()

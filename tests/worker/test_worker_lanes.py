@@ -84,7 +84,7 @@ class Rig:
         self.lanes = Lanes(concurrency, Outcomes(self.outbox, arena, True, lambda now_ns: None), self.lost.append)
         unused: Any = None
         site = Site(service="s", max_concurrent_jobs=concurrency)
-        port = Port({}, unused, unused, arena, unused)
+        port = Port(unused, unused, arena, unused, unused)
         self.hosted = Hosted("s", Plan("", "", {}, (), (), concurrency), site, port, Log("error"))
         self.service = kind(site)
         self.hosted.meter = self.service
