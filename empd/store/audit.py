@@ -18,6 +18,7 @@ from empd.store.journal import APPLICATION_ID, SCHEMA_VERSION, Row, row_crc
 PROBLEMS_MAX = 1000
 """No more problem lines than this are listed; the counts go on."""
 
+_FAILURES_MAX = 100_000
 _ROWS = "SELECT seq, at_ns, kind, origin, body, crc FROM rows WHERE seq >= ? ORDER BY seq"
 
 
@@ -45,8 +46,8 @@ def verify(path: Path) -> Verification:
             return _Scan(path, connection).run(mark_seen)
     except JournalDamaged as error:
         return Verification([str(error)])
-    except sqlite3.Error as error:
-        return Verification([f"{path}: {error}"])
+    except (sqlite3.Error, KeyError, ValueError) as error:
+        return Verification([f"{path}: its tables are not as they were made: {error}"])
 
 
 def export(path: Path) -> Iterator[Row]:
@@ -78,9 +79,7 @@ class _Scan:
         if mark_seen and mark_seen.last_seq > last_seq:
             self._missing += mark_seen.last_seq - last_seq
             self._say(f"rows {last_seq + 1} to {mark_seen.last_seq} were committed and are missing")
-        for (line,) in self._connection.execute("PRAGMA quick_check(20)"):
-            if line != "ok":
-                self._say(line)
+        self._check_structure()
         return Verification(
             self._problems,
             self._rows,
@@ -91,6 +90,14 @@ class _Scan:
             self._missing,
             dict(self._kinds),
         )
+
+    def _check_structure(self) -> None:
+        try:
+            for (line,) in self._connection.execute("PRAGMA quick_check(20)"):
+                if line != "ok":
+                    self._say(line)
+        except sqlite3.Error as error:
+            self._say(f"the check of the structure ended early: {error}")
 
     def _scan_rows(self, first_seq: int) -> int:
         expected = first_seq
@@ -124,24 +131,26 @@ def _open(path: Path) -> sqlite3.Connection:
         raise JournalNewer(f"{path} has schema {found.version}, this empd knows {SCHEMA_VERSION}")
     if found.application_id != APPLICATION_ID:
         raise JournalDamaged(f"{path} is not a journal of empd (application id {found.application_id:#x})")
+    if found.version < 1:
+        raise JournalDamaged(f"{path} has tables, but no schema version")
     return database.connect_read_only(path)
 
 
 def _readable(connection: sqlite3.Connection, problems: list[str]) -> Iterator[tuple[Row, bool]]:
-    """Rows and whether they are whole. A page that cannot be read ends one scan; the next starts after it."""
-    start = 0
+    """Rows and whether they are whole. A page that cannot be read ends one scan; the next starts behind that row."""
+    start, failures = 0, 0
     last = _last_seq(connection)
-    while start <= last:
+    while start <= last and failures < _FAILURES_MAX:
         try:
             for *fields, crc in connection.execute(_ROWS, (start,)):
                 row = Row(*fields)
-                start = row.seq + 1
+                start = max(start, row.seq) + 1
                 yield row, _is_whole(row, crc)
             return
         except sqlite3.Error as error:
-            problems.append(f"row {start} cannot be read: {error}")
-            if len(problems) >= PROBLEMS_MAX:
-                return
+            failures += 1
+            if len(problems) < PROBLEMS_MAX:
+                problems.append(f"row {start} cannot be read: {error}")
             start += 1
 
 

@@ -41,7 +41,22 @@ _PAGE_BYTES = 16384
 _CHECKPOINT_BYTES = 8 << 20
 _WAL_BYTES_MAX = 64 << 20
 _COMPACT_FREE_BYTES = 32 << 20
+_COMPACT_FREE_BYTES_TIGHT = 1 << 20  # while the disk is full
 _COMPACT_USED_BYTES = 4 << 20
+
+# Errors that say nothing about the content of the file.
+_SURROUNDINGS = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
 
 
 class Row(NamedTuple):
@@ -129,7 +144,7 @@ class SqliteJournal:
             journal = cls(path, connection, mark, reserve)
             journal._load(DURABILITIES.index(durability), accept_loss)
             reserve.restore()
-        except (sqlite3.Error, OSError, JournalError) as error:
+        except (sqlite3.Error, OSError, JournalError, KeyError, ValueError, TypeError) as error:
             if mark:
                 mark.close()
             if connection:
@@ -276,7 +291,8 @@ class SqliteJournal:
         try:
             self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             used_bytes, free_bytes = self._page_bytes()
-            if free_bytes >= _COMPACT_FREE_BYTES and used_bytes <= _COMPACT_USED_BYTES:
+            worth_bytes = _COMPACT_FREE_BYTES if self.reserve_held else _COMPACT_FREE_BYTES_TIGHT
+            if free_bytes >= worth_bytes and used_bytes <= _COMPACT_USED_BYTES:
                 self._execute("VACUUM")
                 self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.OperationalError:
@@ -337,7 +353,7 @@ def _inspect(path: Path, accept_loss: bool) -> int:
     try:
         found = database.inspect(path)
     except sqlite3.Error as error:
-        raise JournalDamaged(f"{path}: {error}. {_advice(path)}") from None
+        raise _as_journal_error(path, error) from None
     if found.version > SCHEMA_VERSION:
         raise JournalNewer(
             f"{path} has schema {found.version}, this empd knows {SCHEMA_VERSION}: install the newer empd again; "
@@ -345,6 +361,8 @@ def _inspect(path: Path, accept_loss: bool) -> int:
         )
     if not found.fresh and found.application_id != APPLICATION_ID:
         raise JournalDamaged(f"{path} is not a journal of empd (application id {found.application_id:#x})")
+    if not found.fresh and found.version < 1:
+        raise JournalDamaged(f"{path} has tables, but no schema version. {_advice(path)}")
     wal = path.with_name(path.name + "-wal")
     if found.fresh and not accept_loss and not path.exists() and _file_bytes(wal):
         raise JournalDamaged(f"{path} is missing while {wal.name} is there. {_advice(path)}")
@@ -374,15 +392,20 @@ def _advice(path: Path) -> str:
 
 def _is_disk_full(error: sqlite3.Error) -> bool:
     # EFBIG and EDQUOT come as an I/O error of a write; space helps there as well, and one more try costs nothing.
-    return error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+    return _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+
+
+def _code(error: Exception) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
 
 
 def _as_journal_error(path: Path, error: Exception) -> JournalError:
+    """What kept a journal from opening: its surroundings, or what stands in the file."""
     if isinstance(error, JournalError):
         return error
-    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-        return JournalDamaged(f"{path}: {error}. {_advice(path)}")
-    return JournalError(f"{path}: cannot be opened: {error}")
+    if isinstance(error, OSError) or _code(error) & 0xFF in _SURROUNDINGS:
+        return JournalError(f"{path}: cannot be opened: {error}")
+    return JournalDamaged(f"{path}: {error}. {_advice(path)}")
 
 
 def _file_bytes(path: Path) -> int:
