@@ -50,6 +50,12 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+async def send(url: str, method: str, data: bytes | None, headers: dict[str, str]) -> Answer:
+    """One request on a connection of its own."""
+    async with aiohttp.ClientSession() as session, session.request(method, url, data=data, headers=headers) as it:
+        return Answer(it.status, it.headers, await it.read())
+
+
 class Web:
     """A running web process."""
 
@@ -96,12 +102,7 @@ class Web:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
 
-        async def send() -> Answer:
-            url = self.url + path
-            async with aiohttp.ClientSession() as session, session.request(method, url, data=data, headers=named) as it:
-                return Answer(it.status, it.headers, await it.read())
-
-        return asyncio.run(send())
+        return asyncio.run(send(self.url + path, method, data, named))
 
     def restart(self) -> None:
         """Kills the process without warning and starts a successor."""
