@@ -28,7 +28,6 @@ class Rollout:
         specs = sorted((*gone, *plan.specs), key=lambda spec: ORDER.index(spec.kind))
         self._left = collections.deque(specs)
         self._now: Member | None = None
-        self._old_generation = 0
 
     @property
     def name(self) -> str:
@@ -52,12 +51,10 @@ class Rollout:
         leave = Event.DRAIN if spec.kind is ChildKind.WORKER else Event.STOP
         if member is None:
             member = warden.children.add(spec)
-            self._old_generation = 0
             warden.want(member, Goal.UP, Event.START)
         elif spec.name not in self._wanted:
             warden.want(member, Goal.DOWN, leave)
         else:
-            self._old_generation = member.generation
             member.spec = spec
             # One that has no process right now is tried at once: the new configuration may be the cure.
             warden.want(member, Goal.UP, leave if member.is_live else Event.START)
@@ -70,4 +67,5 @@ class Rollout:
         if not member.is_live:
             _log.error("%s does not start with the new configuration", member.spec.name)
             return True
-        return member.generation != self._old_generation and member.life.state is State.READY
+        # The old one left this state the moment it was told to go.
+        return member.life.state is State.READY

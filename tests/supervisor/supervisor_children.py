@@ -80,6 +80,17 @@ def fork_sleeper(own_session: bool = False) -> int:
     return pid
 
 
+def fork_orphan() -> int:
+    """A grandchild whose parent is gone."""
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write_fd, str(fork_sleeper()).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return int(os.read(read_fd, 20))
+
+
 def main(child: Child) -> int:
     played = Played(child)
     played.say(
@@ -96,6 +107,10 @@ def main(child: Child) -> int:
         signal.pause()
     if played.part == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if played.part == "talks":
+        print("last words", file=sys.stderr)
+    if played.part == "leaves_an_orphan":
+        played.say("grandchild", grandchild=fork_orphan())
     if played.part == "has_grandchild":
         played.say("grandchild", grandchild=fork_sleeper())
     if played.working:

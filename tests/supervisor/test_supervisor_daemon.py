@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 from supervisor_daemon import Daemon, is_alive, mapping_of, wait_until
 
@@ -82,6 +83,30 @@ def test_gone_is_told_only_when_the_whole_tree_is_dead(daemon: Daemon):
     os.kill(victim["pid"], signal.SIGKILL)
     wait_until(lambda: records(daemon, "GONE", "broker", of=victim["generation"]), "GONE")
     assert not is_alive(grandchild)
+
+
+def test_an_orphan_is_adopted_and_goes_with_the_session_it_came_from(daemon: Daemon):
+    daemon.behave(w_0="leaves_an_orphan")
+    daemon.start()
+    orphan = daemon.wait_events(1, "grandchild", "w-0")[0]["grandchild"]
+    assert f"PPid:\t{daemon.pid}\n" in Path(f"/proc/{orphan}/status").read_text()
+    victim = daemon.child("w-0")
+    os.kill(victim["pid"], signal.SIGKILL)
+    wait_until(lambda: records(daemon, "GONE", "broker", of=victim["generation"]), "GONE")
+    assert not is_alive(orphan)
+    wait_until(lambda: not Path(f"/proc/{orphan}").exists(), "the orphan to be reaped")
+
+
+def test_a_child_has_shed_the_supervisors_signal_handlers_and_its_last_words_are_kept(daemon: Daemon):
+    daemon.behave(w_0="talks")
+    daemon.start()
+    victim = daemon.child("w-0")
+    os.kill(victim["pid"], signal.SIGTERM)
+    gone = wait_until(lambda: records(daemon, "GONE", "broker", of=victim["generation"]), "GONE")[0]
+    assert (gone["cause"], gone["status"]) == (Exit.CRASHED, signal.SIGTERM)
+    evidence = (daemon.folder / "run" / "evidence" / f"{victim['generation']:016x}.log").read_text()
+    assert evidence == "last words\n"
+    assert "last words\n" in daemon.stderr
 
 
 def test_a_failing_child_backs_off_opens_the_circuit_and_is_cured_by_a_probe(daemon: Daemon):

@@ -111,8 +111,12 @@ def test_ready_waits_for_broker_and_web(daemon: Daemon):
     listener = Listener(str(daemon.folder / "notify"))
     daemon.environment["NOTIFY_SOCKET"] = str(daemon.folder / "notify")
     daemon.behave(broker="never_ready", w_0="never_ready")
-    daemon.start(ready=False, table={"broker": {"start_s": 0.5}})
+    daemon.start(ready=False, table={"broker": {"start_s": 2.0}})
     listener.wait_for("STATUS=1 of 2 workers ready, broker starting")
+    # A reload before the first READY does not say it either.
+    daemon.configure(mapping={})
+    daemon.send(signal.SIGHUP)
+    wait_until(lambda: "reload: " in daemon.stderr, "the refusal")
     assert "READY=1" not in listener.lines()
     daemon.behave(w_0="never_ready")
     # The broker that never came up climbs the ladder; its successor serves.
