@@ -40,9 +40,12 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
-def connect(path: Path, pragmas: dict[str, str]) -> sqlite3.Connection:
-    """A writing connection in WAL mode. Transactions are begun and ended by hand."""
-    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+def connect(path: Path, pragmas: dict[str, str], *, any_thread: bool = False) -> sqlite3.Connection:
+    """A writing connection with these pragmas set. Transactions are begun and ended by hand.
+
+    `any_thread`: the caller sees to it that only one thread at a time uses it.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=not any_thread)
     try:
         for name, value in pragmas.items():
             connection.execute(f"PRAGMA {name}={value}").fetchall()

@@ -40,6 +40,8 @@ SELECT id >> 32 & 0xffffffff, max(id & 0xffffffff) FROM finished WHERE position 
 ON CONFLICT DO UPDATE SET highest = max(highest, excluded.highest)
 """
 
+_DROP_RESULTS = "UPDATE finished SET result = NULL WHERE position > ? AND position <= ? AND result IS NOT NULL"
+
 
 class HistoryError(EmpdError):
     """The history cannot be read or written. `damaged`: open it anew with `rebuild=True`."""
@@ -127,7 +129,10 @@ class History:
             except (sqlite3.Error, msgspec.MsgspecError) as error:
                 if self._connection.in_transaction:
                     self._connection.rollback()
-                damaged = not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or not isinstance(
+                    error, sqlite3.Error
+                )
                 raise HistoryError(f"{self._path}: {error}", damaged) from error
 
     @property
@@ -226,43 +231,32 @@ class History:
         one transaction; returns how many of both. Call again while it returns something."""
         with self._guarded() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            results = self._expire_results(connection, now_wall_ns, int(result_keep_s * NS_PER_S), limit)
-            rows = self._expire_rows(connection, now_wall_ns, int(history_keep_s * NS_PER_S), limit)
+            old = _due(connection, self._results_dropped, now_wall_ns, int(result_keep_s * NS_PER_S), limit)
+            dropped = old[-1][0] if old else self._results_dropped
+            connection.execute(_DROP_RESULTS, (self._results_dropped, dropped))
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'results_dropped'", (dropped,))
+            oldest = _due(connection, 0, now_wall_ns, int(history_keep_s * NS_PER_S), limit)
+            if oldest:
+                connection.execute(_EXPIRE_HORIZON, (oldest[-1][0],))
+                connection.execute("DELETE FROM finished WHERE position <= ?", (oldest[-1][0],))
+            floor = self._bound_sessions(connection) if oldest else self._session_floor
+            gone = old + [row for row in oldest if row[0] > dropped]
+            blobs = [blob for _, outline in gone if (blob := outline_blob(outline))]
             connection.execute("COMMIT")
-        return results + rows
+            self._results_dropped, self._session_floor = dropped, floor
+            self._expired_blobs += blobs
+        return len(old) + len(oldest)
 
-    def _expire_results(self, connection: sqlite3.Connection, now_ns: int, keep_ns: int, limit: int) -> int:
-        start = self._results_dropped
-        due = _due(connection, start, now_ns, keep_ns, limit)
-        if not due:
-            return 0
-        end = due[-1][0]
-        self._expired_blobs += [blob for _, outline in due if (blob := outline_blob(outline))]
-        connection.execute(
-            "UPDATE finished SET result = NULL WHERE position > ? AND position <= ? AND result IS NOT NULL",
-            (start, end),
-        )
-        connection.execute("UPDATE meta SET value = ? WHERE key = 'results_dropped'", (end,))
-        self._results_dropped = end
-        return len(due)
-
-    def _expire_rows(self, connection: sqlite3.Connection, now_ns: int, keep_ns: int, limit: int) -> int:
-        due = _due(connection, 0, now_ns, keep_ns, limit)
-        if not due:
-            return 0
-        end = due[-1][0]
-        self._expired_blobs += [
-            blob for position, outline in due if position > self._results_dropped and (blob := outline_blob(outline))
-        ]
-        connection.execute(_EXPIRE_HORIZON, (end,))
-        connection.execute("DELETE FROM finished WHERE position <= ?", (end,))
+    def _bound_sessions(self, connection: sqlite3.Connection) -> int:
+        """Forgets the horizons of the oldest sessions past the bound; returns the session that counts start at."""
         surplus = connection.execute("SELECT count(*) FROM expired").fetchone()[0] - SESSIONS_MAX
-        if surplus > 0:
-            floor = connection.execute("SELECT session FROM expired ORDER BY session LIMIT 1 OFFSET ?", (surplus,))
-            self._session_floor = int(floor.fetchone()[0])
-            connection.execute("DELETE FROM expired WHERE session < ?", (self._session_floor,))
-            connection.execute("UPDATE meta SET value = ? WHERE key = 'session_floor'", (self._session_floor,))
-        return len(due)
+        if surplus <= 0:
+            return self._session_floor
+        query = "SELECT session FROM expired ORDER BY session LIMIT 1 OFFSET ?"
+        floor = int(connection.execute(query, (surplus,)).fetchone()[0])
+        connection.execute("DELETE FROM expired WHERE session < ?", (floor,))
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'session_floor'", (floor,))
+        return floor
 
     def take_expired_blobs(self) -> list[BlobRef]:
         """The arena's blobs that only results referred to which `expire` has dropped since the last call."""
@@ -305,7 +299,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         "journal_size_limit": str(64 << 20),
         "cache_size": "-16384",
     }
-    connection = database.connect(path, pragmas)
+    connection = database.connect(path, pragmas, any_thread=True)
     try:
         database.migrate(connection, "history", APPLICATION_ID, found.version, SCHEMA_VERSION)
     except sqlite3.Error:

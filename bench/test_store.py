@@ -1,0 +1,106 @@
+"""What durable facts cost: journal commits of one and of 16 rows beside a bare SQLite commit, and history in bulk."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from empd.store.history import Filter, History
+from empd.store.journal import Durability, Row, SqliteJournal
+from empd.store.record import FinishedRecord
+
+FRAME = b"x" * 26_000
+HISTORY_ROWS = 20_000
+START_NS = 1_700_000_000_000_000_000
+
+
+@pytest.fixture(params=["fsync", "os"])
+def durability(request: pytest.FixtureRequest) -> Durability:
+    chosen: Durability = request.param
+    return chosen
+
+
+@pytest.fixture
+def journal(tmp_path: Path, durability: Durability) -> Iterator[SqliteJournal]:
+    opened = SqliteJournal.open(tmp_path / "journal.db", durability=durability, reserve_bytes=1 << 20)
+    yield opened
+    opened.close()
+
+
+def commit(journal: SqliteJournal, rows: int, body: bytes) -> int:
+    """One pass of the broker's loop, as the journal sees it."""
+    first = journal.last_seq + 1
+    journal.append([Row(seq, seq, 1, 2, body) for seq in range(first, first + rows)])
+    return journal.commit()
+
+
+def test_bare_commit_of_one_row(benchmark: Any, tmp_path: Path, durability: Durability) -> None:
+    """The floor: SQLite's own commit of one row of 100 bytes."""
+    connection = sqlite3.connect(tmp_path / "bare.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'fsync' else 'OFF'}")
+    connection.execute("CREATE TABLE rows (seq INTEGER PRIMARY KEY, body BLOB)")
+    benchmark(connection.execute, "INSERT INTO rows (body) VALUES (?)", (b"x" * 100,))
+    connection.close()
+
+
+def test_commit_of_one_row(benchmark: Any, journal: SqliteJournal) -> None:
+    assert benchmark(commit, journal, 1, b"x" * 100) == journal.last_seq
+
+
+def test_commit_of_16_frames(benchmark: Any, journal: SqliteJournal) -> None:
+    """16 rows of 26 KB: frames of 256 jobs each."""
+    benchmark.pedantic(commit, (journal, 16, FRAME), rounds=300, warmup_rounds=5)
+    assert journal.last_seq == 305 * 16
+
+
+def test_replay(benchmark: Any, journal: SqliteJournal) -> None:
+    """400 frames, as 100,000 waiting jobs leave them."""
+    for _ in range(25):
+        commit(journal, 16, FRAME)
+    assert len(benchmark(journal.read_from, 1, 1000)) == 400
+
+
+def finished(number: int) -> FinishedRecord:
+    return FinishedRecord(
+        id=(1 + number % 4) << 32 | number,
+        outcome=0 if number % 50 else 1,
+        service=("square", "noop", "image")[number % 3],
+        result=b"r" * 100,
+        submitted_ns=START_NS,
+        started_ns=START_NS + number,
+        finished_ns=START_NS + number * 1000,
+        attempts=1,
+        worker=f"gpu{number % 2}",
+        customer_id=f"c{number % 100}" if number % 10 == 0 else "",
+    )
+
+
+def test_history_in_bulk(benchmark: Any, tmp_path: Path) -> None:
+    """20,000 rows a transaction onto a growing file."""
+    history = History.open(tmp_path / "history.db")
+    batches = itertools.count()
+
+    def prepare() -> tuple[tuple[int, list[FinishedRecord]], dict[str, Any]]:
+        batch = next(batches)
+        first = batch * HISTORY_ROWS
+        return (batch + 1, [finished(n) for n in range(first, first + HISTORY_ROWS)]), {}
+
+    benchmark.pedantic(history.apply, setup=prepare, rounds=20)
+    benchmark.extra_info["rows_per_s"] = round(HISTORY_ROWS / benchmark.stats.stats.median)
+    assert history.stats()["rows"] == 20 * HISTORY_ROWS
+    history.close()
+
+
+def test_history_search(benchmark: Any, tmp_path: Path) -> None:
+    """A page of 100 failed jobs among 100,000."""
+    history = History.open(tmp_path / "history.db")
+    history.apply(1, [finished(n) for n in range(100_000)])
+    page, _ = benchmark(history.search, Filter(outcome=1), None, 100)
+    assert len(page) == 100
+    history.close()
