@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import islice
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 from empd.client.asyncjobs import AsyncJobHandle, AsyncJobSet
+from empd.client.asyncpump import AsyncPump
 from empd.client.blocking import (
     CLOSE_LINGER_S,
     CLOSE_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
-    HISTORY_LAG_S,
     REQUEST_TIMEOUT_S,
     WINDOW,
 )
-from empd.client.channel import Channel
 from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history
-from empd.client.history import ask_history
 from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
 from empd.client.payloads import Payloads
 from empd.client.submissions import JOBS_PER_FRAME
-from empd.errors import EmpdError, FailureClass, NotRunning, ProtocolError, Refused
+from empd.errors import FailureClass, NotRunning, Refused
 from empd.payload import BlobRef
 from empd.record import Record
 from empd.result import JobStatus
 from empd.wire import frames
 from empd.wire.frames import Reset, Rows
-
-HISTORY_TRIES = 3
-
-
-class _Watchable(Protocol):
-    @property
-    def ended(self) -> bool: ...
-
-    def watch(self, callback: Callable[[Any], None]) -> None: ...
-
-    def unwatch(self, callback: Callable[[Any], None]) -> None: ...
 
 
 class AsyncClient:
@@ -69,14 +54,9 @@ class AsyncClient:
         self._connect_timeout_s = connect_timeout_s
         self._options = OptionsEncoder()
         self._conversation = Conversation(name)
-        self._pid = os.getpid()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._channel: Channel | None = None
+        self._pump = AsyncPump(self._conversation, self.endpoint, self.history_endpoint)
         self._payloads: Payloads | None = None
         self._connecting: asyncio.Task[Payloads] | None = None
-        self._waiters: list[asyncio.Future[None]] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._history_task: asyncio.Task[None] | None = None
 
     # --- jobs in -------------------------------------------------------------------------------------------------
 
@@ -88,12 +68,12 @@ class AsyncClient:
         encoding, carried = payloads.encode(payload)
         raw = self._options.encode(service, encoding, options)
         conversation = self._conversation
-        self._check()
+        self._pump.check()
         if len(conversation.open) >= self.window:
             await self.wait_for(lambda: len(conversation.open) < self.window, None)
         handle = AsyncJobHandle(0, self)
         conversation.submit(handle, raw, carried, idempotency_key or "")
-        self._exchange()
+        self._pump.exchange()
         return handle
 
     async def submit_many(
@@ -112,7 +92,7 @@ class AsyncClient:
         while chunk := list(islice(left, max(1, min(JOBS_PER_FRAME, self.window)))):
             encoded = [encode(payload) for payload in chunk]
             raws = {name: self._options.encode(service, name, options) for name in {pair[0] for pair in encoded}}
-            self._check()
+            self._pump.check()
             room = self.window - len(chunk)
             if len(conversation.open) > room:
                 await self.wait_for(lambda room=room: len(conversation.open) <= room, None)  # type: ignore[misc]
@@ -120,7 +100,7 @@ class AsyncClient:
             for encoding, carried in encoded:
                 conversation.submit(jobs.add(), raws[encoding], carried, next(keys, ""))
             conversation.seal()
-            self._exchange()
+            self._pump.exchange()
         return jobs
 
     async def flush(self, timeout: float | None = None) -> bool:
@@ -182,14 +162,14 @@ class AsyncClient:
         await self.connect()
         conversation = self._conversation
         subscription = conversation.subscribe(frames.Subscribe(consumer, from_seq, kinds=list(kinds)))
-        self._exchange()
+        self._pump.exchange()
         try:
             while True:
                 await self.wait_for(lambda: subscription.frames, None)
                 frame = subscription.frames.popleft()
                 yield frame
                 conversation.acknowledge(subscription, frame)
-                self._exchange()
+                self._pump.exchange()
         finally:
             conversation.subscriptions.pop(consumer, None)
 
@@ -202,25 +182,16 @@ class AsyncClient:
 
     async def wait_for(self, done: Callable[[], object], timeout: float | None) -> bool:
         """Waits until `done()`, looking again after everything that comes; False after `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                while not done():
-                    self._check()
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._waiters.append(waiter)
-                    await waiter
-        except TimeoutError:
-            return False
-        return True
+        return await self._pump.wait_for(done, timeout)
 
     async def settle(self, handle: AsyncJobHandle, timeout: float | None) -> bool:
         """Waits for the end of one job; False after `timeout` seconds."""
-        self._check()
+        self._pump.check()
         if handle.foreign and not handle.ended:
             self._conversation.submissions.adopt(handle)
-            self._exchange()
+            self._pump.exchange()
         try:
-            return await self._ended(handle, timeout)
+            return await self._pump.ended(handle, timeout)
         finally:
             if handle.foreign and not handle.ended:
                 self._conversation.submissions.release(handle)
@@ -231,49 +202,28 @@ class AsyncClient:
         if handle.foreign and not handle.ended:
             self._conversation.submissions.adopt(handle)
         [request] = self._conversation.ask([handle.number])
-        self._exchange()
+        self._pump.exchange()
         try:
-            await self._ended(request, None)
+            await self._pump.ended(request, None)
             statuses: list[JobStatus] = request.value()
             if not handle.ended and handle.batch is None and statuses[0].state == "unknown":
-                await self._ended(handle, None)
+                await self._pump.ended(handle, None)
         finally:
             if handle.foreign and not handle.ended:
                 self._conversation.submissions.release(handle)
         return handle.final_status() if handle.ended else statuses[0]
 
-    async def _ended(self, one: _Watchable, timeout: float | None) -> bool:
-        if one.ended:
-            return True
-        future = asyncio.get_running_loop().create_future()
-
-        def wake(_: object) -> None:
-            if not future.done():
-                future.set_result(None)
-
-        one.watch(wake)
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        except TimeoutError:
-            return False
-        finally:
-            one.unwatch(wake)
-        return True
-
     async def _request(self, make: Callable[[int], Record]) -> Any:
         await self.connect()
         request = self._conversation.request(make)
-        self._exchange()
-        if not await self._ended(request, REQUEST_TIMEOUT_S):
+        self._pump.exchange()
+        if not await self._pump.ended(request, REQUEST_TIMEOUT_S):
             raise NotRunning(f"no answer from {self.endpoint} for {REQUEST_TIMEOUT_S:.0f} s; is the daemon up?")
         return request.value()
 
-    # --- the socket ----------------------------------------------------------------------------------------------
-
     async def connect(self) -> Payloads:
         """Makes the first contact, once. Raises NotRunning when no daemon answers in time."""
-        self._check()
+        self._pump.check()
         if self._payloads is None:
             if self._connecting is None:
                 self._connecting = asyncio.create_task(self._greet())
@@ -282,89 +232,13 @@ class AsyncClient:
 
     async def _greet(self) -> Payloads:
         conversation = self._conversation
-        self._loop = asyncio.get_running_loop()
-        self._channel = Channel(self.endpoint)
-        for descriptor in self._channel.descriptors:
-            self._loop.add_reader(descriptor, self._exchange)
-        self._exchange()
+        self._pump.start()
         if not await self.wait_for(lambda: conversation.ready, self._connect_timeout_s) or not conversation.welcome:
             hint = "start it with `empd run` or set EMPD_ENDPOINT"
             silence = NotRunning(f"no empd answers at {self.endpoint}; {hint}")
-            self._end(silence, 0.0)
+            self._pump.end(silence, 0.0)
             raise silence
         return Payloads(conversation.welcome)
-
-    def _check(self) -> None:
-        if os.getpid() != self._pid:
-            reason = "this client was made before os.fork(); make a new AsyncClient in the child"
-            raise Refused(FailureClass.REFUSED, reason)
-        if self._conversation.failed is not None:
-            raise self._conversation.failed
-
-    def _exchange(self) -> None:
-        """Takes all that has come and sends all that is to go, until the edge-triggered descriptors are quiet."""
-        channel, conversation = self._channel, self._conversation
-        if channel is None or conversation.failed is not None:
-            return
-        came = False
-        now_ns = time.monotonic_ns()
-        try:
-            while True:
-                came = conversation.take_changes(channel.changes(), now_ns) or came
-                received = channel.receive()
-                for data in received:
-                    conversation.receive(data, now_ns)
-                came = came or bool(received)
-                outgoing = conversation.outgoing(now_ns)
-                if outgoing:
-                    channel.send(outgoing)
-                elif not received:
-                    break
-        except ProtocolError as error:
-            self._end(error, 0.0)
-            return
-        if came:
-            self._tell()
-        self._set_timer()
-        if conversation.unknown and self._history_task is None and self._loop is not None:
-            self._history_task = self._loop.create_task(self._ask_history())
-
-    def _tell(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        due_ns = self._conversation.deadline_ns()
-        if due_ns is not None and self._loop is not None:
-            left_s = max(0.0, (due_ns - time.monotonic_ns()) / 1e9)
-            self._timer = self._loop.call_later(left_s, self._exchange)
-
-    async def _ask_history(self) -> None:
-        """Asks, outside the loop's thread, for jobs that the broker has forgotten; they end with what it says."""
-        conversation = self._conversation
-        try:
-            while ids := conversation.take_unknown():
-                for left in reversed(range(HISTORY_TRIES)):
-                    try:
-                        answer = await asyncio.to_thread(ask_history, self.history_endpoint, ids)
-                    except EmpdError as error:
-                        if not left:
-                            for number in ids:
-                                conversation.submissions.fail(number, error)
-                        continue
-                    conversation.take_history(ids, answer)
-                    break
-                self._tell()
-                if conversation.unknown:
-                    # History reads the journal a moment behind the broker.
-                    await asyncio.sleep(HISTORY_LAG_S)
-        finally:
-            self._history_task = None
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -373,21 +247,8 @@ class AsyncClient:
         if self._conversation.failed is None and self._payloads is not None:
             await self.flush(timeout)
             self._conversation.bye(forget=True)
-            self._exchange()
-        if self._history_task is not None:
-            self._history_task.cancel()
-        self._end(Refused(FailureClass.UNAVAILABLE, "this client is closed"), CLOSE_LINGER_S)
-
-    def _end(self, error: EmpdError, linger_s: float) -> None:
-        self._conversation.fail(error)
-        if self._timer is not None:
-            self._timer.cancel()
-        channel, self._channel = self._channel, None
-        if channel is not None and self._loop is not None:
-            for descriptor in channel.descriptors:
-                self._loop.remove_reader(descriptor)
-            channel.close(linger_s)
-        self._tell()
+            self._pump.exchange()
+        self._pump.end(Refused(FailureClass.UNAVAILABLE, "this client is closed"), CLOSE_LINGER_S)
 
     async def __aenter__(self) -> AsyncClient:
         await self.connect()

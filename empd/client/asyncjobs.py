@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 from empd.client.handle import Handle
 from empd.client.jobs import EVENT_INTERVAL_S, stopped_count
+from empd.client.options import Identified
 from empd.errors import EmpdError, ResultTimeout
+from empd.payload import BlobRef
 from empd.result import JobStatus
 
-if TYPE_CHECKING:
-    from empd.client.asynchronous import AsyncClient
+
+class AsyncOwner(Protocol):
+    """What handles need of their client."""
+
+    async def wait_for(self, done: Callable[[], object], timeout: float | None) -> bool: ...
+    async def settle(self, handle: AsyncJobHandle, timeout: float | None) -> bool: ...
+    async def ask_status(self, handle: AsyncJobHandle) -> JobStatus: ...
+    async def cancel(self, jobs: Iterable[Identified]) -> dict[str, list[str]]: ...
+    def read_blob(self, ref: BlobRef) -> bytes: ...
 
 
 class AsyncJobHandle(Handle, eq=False, gc=False):
@@ -60,8 +69,8 @@ class AsyncJobHandle(Handle, eq=False, gc=False):
             await self._client.settle(self, interval_s)
 
     @property
-    def _client(self) -> AsyncClient:
-        client: AsyncClient = self.owner
+    def _client(self) -> AsyncOwner:
+        client: AsyncOwner = self.owner
         return client
 
     async def _wait(self, timeout: float | None) -> None:
@@ -72,7 +81,7 @@ class AsyncJobHandle(Handle, eq=False, gc=False):
 class AsyncJobSet:
     """Jobs that were submitted together, in the order of their payloads."""
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncOwner) -> None:
         self._client = client
         self._handles: list[AsyncJobHandle] = []
         self._ended: deque[AsyncJobHandle] = deque()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -13,7 +12,6 @@ from typing import Any, Unpack
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history
-from empd.client.history import ask_history
 from empd.client.jobs import JobHandle, JobSet, deadline_after
 from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
 from empd.client.payloads import Payloads
@@ -29,7 +27,6 @@ from empd.wire.frames import Reset, Rows
 WINDOW = 20_000
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 30.0
-HISTORY_LAG_S = 0.02
 CLOSE_TIMEOUT_S = 5.0
 EXIT_TIMEOUT_S = 2.0
 CLOSE_LINGER_S = 0.5
@@ -62,7 +59,7 @@ class Client:
         self.window = window
         self._options = OptionsEncoder()
         self._conversation = Conversation(name)
-        self._pump = Pump(Channel(self.endpoint), self._conversation)
+        self._pump = Pump(Channel(self.endpoint), self._conversation, self.history_endpoint)
         _clients.add(self)
         # A client that is dropped without close() leaves its caretaker behind, which must then end by itself.
         self._finalizer = weakref.finalize(self, self._pump.abandon)
@@ -100,7 +97,7 @@ class Client:
         with pump.lock:
             pump.check()
             if len(conversation.open) >= self.window:
-                self._wait_locked(lambda: len(conversation.open) < self.window, None)
+                self._pump.wait_known(lambda: len(conversation.open) < self.window, None)
             conversation.submit(handle, raw, carried, idempotency_key or "")
             pump.exchange()
         return handle
@@ -129,7 +126,7 @@ class Client:
                 pump.check()
                 room = self.window - len(chunk)
                 if len(conversation.open) > room:
-                    self._wait_locked(lambda room=room: len(conversation.open) <= room, None)  # type: ignore[misc]
+                    self._pump.wait_known(lambda room=room: len(conversation.open) <= room, None)  # type: ignore[misc]
                 conversation.seal()
                 for encoding, carried in encoded:
                     conversation.submit(jobs.add(), raws[encoding], carried, next(keys, ""))
@@ -224,14 +221,14 @@ class Client:
     def wait_for(self, done: Callable[[], object], deadline_ns: int | None) -> bool:
         """Moves bytes until `done()`; False when the deadline (monotonic) passed."""
         with self._pump.lock:
-            return self._wait_locked(done, deadline_ns)
+            return self._pump.wait_known(done, deadline_ns)
 
     def settle(self, handle: JobHandle, deadline_ns: int | None) -> bool:
         """Waits for the end of one job; False when the deadline passed."""
         with self._pump.lock:
             self._follow(handle)
             try:
-                return self._wait_locked(lambda: handle.ended, deadline_ns)
+                return self._pump.wait_known(lambda: handle.ended, deadline_ns)
             finally:
                 self._release(handle)
 
@@ -242,10 +239,10 @@ class Client:
             try:
                 [request] = self._conversation.ask([handle.number])
                 self._pump.exchange()
-                self._wait_locked(lambda: request.ended, None)
+                self._pump.wait_known(lambda: request.ended, None)
                 statuses: list[JobStatus] = request.value()
                 if not handle.ended and handle.batch is None and statuses[0].state == "unknown":
-                    self._wait_locked(lambda: handle.ended, None)
+                    self._pump.wait_known(lambda: handle.ended, None)
             finally:
                 self._release(handle)
         return handle.final_status() if handle.ended else statuses[0]
@@ -258,42 +255,12 @@ class Client:
         if handle.foreign and not handle.ended:
             self._conversation.submissions.release(handle)
 
-    def _wait_locked(self, done: Callable[[], object], deadline_ns: int | None) -> bool:
-        """`Pump.wait_locked`, which also asks history for jobs that the broker has forgotten."""
-        conversation = self._conversation
-        while self._pump.wait_locked(lambda: done() or conversation.unknown, deadline_ns):
-            if done():
-                return True
-            if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
-                return False
-            self._ask_history(conversation.take_unknown())
-        return False
-
-    def _ask_history(self, ids: list[int]) -> None:
-        if not ids:
-            return
-        lock = self._pump.lock
-        lock.release()
-        try:
-            answer = ask_history(self.history_endpoint, ids)
-        except EmpdError:
-            # Not the jobs' end: whoever waits for them next asks again.
-            self._conversation.put_back(ids)
-            raise
-        finally:
-            lock.acquire()
-        self._conversation.take_history(ids, answer)
-        self._pump.tell()
-        if self._conversation.unknown:
-            # History reads the journal a moment behind the broker.
-            self._pump.wait_locked(lambda: False, deadline_after(HISTORY_LAG_S))
-
     def _request(self, make: Callable[[int], Record]) -> Any:
         with self._pump.lock:
             self._pump.check()
             request = self._conversation.request(make)
             self._pump.exchange()
-            if not self._wait_locked(lambda: request.ended, deadline_after(REQUEST_TIMEOUT_S)):
+            if not self._pump.wait_known(lambda: request.ended, deadline_after(REQUEST_TIMEOUT_S)):
                 raise NotRunning(f"no answer from {self.endpoint} for {REQUEST_TIMEOUT_S:.0f} s; is the daemon up?")
         return request.value()
 

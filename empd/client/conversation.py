@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-from empd.client.handle import Ending, Handle, Request
+from empd.client.handle import Handle, Request
+from empd.client.lookups import Lookups
 from empd.client.requests import Requests, Subscription
 from empd.client.submissions import Submissions
 from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
-from empd.job import format_id
 from empd.payload import FRAME_BYTES_MAX, Carried
 from empd.record import Record
 from empd.result import Results
@@ -49,7 +49,8 @@ class Conversation:
         self.open = self.submissions.open
         self.requests = Requests()
         self.subscriptions: dict[str, Subscription] = {}
-        self.unknown: dict[int, int] = {}  # open jobs that only history may know, and the row it must have reached
+        self.lookups = Lookups(self.submissions)
+        self.unknown = self.lookups.unknown
         self.stale_answers = 0
         self._control: list[Record] = []
         self._greeted_ns: int | None = None
@@ -57,16 +58,15 @@ class Conversation:
         self._next_ask_ns = 0
         self._heard_ns = 0
         self._reminder: Request | None = None
-        self._looked_up: dict[int, int] = {}
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Results: self._on_results,
-            frames.Accepted: self._on_accepted,
+        self._handlers: dict[type, Callable[[Any], object]] = {
+            Results: self.submissions.results,
+            frames.Accepted: lambda frame: self.ask(self.submissions.accepted(frame)),
             frames.States: self._on_states,
-            frames.Reply: self._on_reply,
+            frames.Reply: lambda frame: self.requests.answered(frame.request, frame.body),
             frames.Error: self._on_error,
             frames.Rows: self._on_rows,
             frames.Reset: self._on_rows,
-            frames.Resync: self._on_resync,
+            frames.Resync: lambda _: self.ask(self.submissions.acknowledged()),
         }
 
     # --- the connection ------------------------------------------------------------------------------------------
@@ -211,33 +211,8 @@ class Conversation:
             self._control.append(acknowledgement)
 
     def take_unknown(self) -> list[int]:
-        """The open jobs that only history may know, once each, in as many calls as they are thousands."""
-        self._looked_up = {number: self.unknown[number] for number in islice(self.unknown, ASK_IDS_MAX)}
-        for number in self._looked_up:
-            del self.unknown[number]
-        return [number for number in self._looked_up if number in self.open]
-
-    def put_back(self, ids: Iterable[int]) -> None:
-        """History did not answer for these."""
-        self.unknown.update((number, self._looked_up.get(number, 0)) for number in ids)
-
-    def take_history(self, ids: list[int], answer: frames.HistoryAnswer) -> None:
-        """Ends the open jobs `ids` with what history says of them. Those that it may not have read yet stay unknown."""
-        for group in answer.groups:
-            self.submissions.finish(group.jobs, Ending(bytes(group.options)))
-        expired = set(answer.expired)
-        for number in ids:
-            name = format_id(number)
-            if number not in self.open:
-                continue
-            if number not in expired and answer.through_seq < self._looked_up.get(number, 0):
-                self.put_back([number])
-                continue
-            if number in expired:
-                reason = f"expired_from_history: job {name} ended, and its record is past `history_keep_s`"
-            else:
-                reason = f"no job {name} is known here, and history holds no record of it"
-            self.submissions.fail(number, Refused(FailureClass.NOT_FOUND, reason))
+        """The next of the open jobs that only history may know, once each."""
+        return self.lookups.take()
 
     def bye(self, forget: bool) -> None:
         """Says good-bye with the next frames."""
@@ -263,24 +238,9 @@ class Conversation:
         self.ask(accepted)
         self._control += [subscription.resumed() for subscription in self.subscriptions.values()]
 
-    def _on_results(self, frame: Results) -> None:
-        for group in frame.groups:
-            # A Raw is a view of the whole received frame: a copy lets the frame go.
-            self.submissions.finish(group.jobs, Ending(bytes(group.options), frame.worker, frame.at_ns))
-
-    def _on_accepted(self, frame: frames.Accepted) -> None:
-        self.ask(self.submissions.accepted(frame))
-
     def _on_states(self, frame: frames.States) -> None:
-        for status in frame.jobs:
-            if status.state == "unknown":
-                handle = self.open.get(status.id)
-                if handle is not None and handle.batch is None:
-                    self.unknown[status.id] = status.epoch
+        self.lookups.add(frame.jobs)
         self.requests.answered(frame.request, frame.jobs)
-
-    def _on_reply(self, frame: frames.Reply) -> None:
-        self.requests.answered(frame.request, frame.body)
 
     def _on_error(self, frame: frames.Error) -> None:
         if _wants_hello(frame):
@@ -295,13 +255,6 @@ class Conversation:
         subscription = self.subscriptions.get(frame.consumer)
         if subscription is not None:
             subscription.came(frame)
-
-    def _on_resync(self, _: frames.Resync) -> None:
-        waiting = {handle.number for batch in self.submissions.unacknowledged.values() for handle in batch.handles}
-        gathering = self.submissions.gathering
-        if gathering is not None:
-            waiting.update(handle.number for handle in gathering.handles)
-        self.ask([number for number in self.open if number not in waiting])
 
 
 def _wants_hello(frame: frames.Error) -> bool:

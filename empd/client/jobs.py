@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 from empd.client.handle import Handle
+from empd.client.options import Identified
 from empd.errors import EmpdError, ResultTimeout
+from empd.payload import BlobRef
 from empd.result import JobStatus
-
-if TYPE_CHECKING:
-    from empd.client.blocking import Client
 
 EVENT_INTERVAL_S = 0.05
 
@@ -25,6 +24,17 @@ def deadline_after(timeout: float | None) -> int | None:
 def stopped_count(answer: dict[str, list[str]]) -> int:
     """How many jobs a cancel applied to."""
     return len(answer["cancelled"]) + len(answer["cancelling"])
+
+
+class Owner(Protocol):
+    """What handles need of their client."""
+
+    def poll(self) -> None: ...
+    def wait_for(self, done: Callable[[], object], deadline_ns: int | None) -> bool: ...
+    def settle(self, handle: JobHandle, deadline_ns: int | None) -> bool: ...
+    def ask_status(self, handle: JobHandle) -> JobStatus: ...
+    def cancel(self, jobs: Iterable[Identified]) -> dict[str, list[str]]: ...
+    def read_blob(self, ref: BlobRef) -> bytes: ...
 
 
 class JobHandle(Handle, eq=False, gc=False):
@@ -77,8 +87,8 @@ class JobHandle(Handle, eq=False, gc=False):
             self._client.settle(self, deadline_after(interval_s))
 
     @property
-    def _client(self) -> Client:
-        client: Client = self.owner
+    def _client(self) -> Owner:
+        client: Owner = self.owner
         return client
 
     def _wait(self, timeout: float | None) -> None:
@@ -89,7 +99,7 @@ class JobHandle(Handle, eq=False, gc=False):
 class JobSet:
     """Jobs that were submitted together, in the order of their payloads."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Owner) -> None:
         self._client = client
         self._handles: list[JobHandle] = []
         self._ended: deque[JobHandle] = deque()

@@ -18,11 +18,13 @@ from collections.abc import Callable
 
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
+from empd.client.history import ask_history
 from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
 
 CARETAKER_NAP_S = 0.02
 LED_NAP_S = 0.1
 CARETAKER_AFTER_NS = 100_000_000
+HISTORY_LAG_NS = 20_000_000
 LEAVE_TIMEOUT_S = 1.0
 FLUSH_AFTER_NS = 10_000_000  # a gathered frame whose acknowledgement nobody has fetched
 
@@ -30,9 +32,10 @@ FLUSH_AFTER_NS = 10_000_000  # a gathered frame whose acknowledgement nobody has
 class Pump:
     """The channel, the conversation, and the turn-taking of threads around them."""
 
-    def __init__(self, channel: Channel, conversation: Conversation) -> None:
+    def __init__(self, channel: Channel, conversation: Conversation, history_endpoint: str) -> None:
         self.channel = channel
         self.conversation = conversation
+        self._history_endpoint = history_endpoint
         self.lock = threading.Lock()
         self._turn = threading.Condition(self.lock)
         self._leading = False
@@ -118,6 +121,36 @@ class Pump:
         finally:
             if self._waiting and not self._leading:
                 self._turn.notify()  # one of those who wait must lead now
+
+    def wait_known(self, done: Callable[[], object], deadline_ns: int | None) -> bool:
+        """`wait_locked`, which also asks history for jobs that the broker has forgotten."""
+        conversation = self.conversation
+        while self.wait_locked(lambda: done() or conversation.unknown, deadline_ns):
+            if done():
+                return True
+            if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
+                return False
+            self._ask_history(conversation.take_unknown())
+        return False
+
+    def _ask_history(self, ids: list[int]) -> None:
+        if not ids:
+            return
+        lookups = self.conversation.lookups
+        self.lock.release()
+        try:
+            answer = ask_history(self._history_endpoint, ids)
+        except EmpdError:
+            # Not the jobs' end: whoever waits for them next asks again.
+            lookups.put_back(ids)
+            raise
+        finally:
+            self.lock.acquire()
+        lookups.answered(ids, answer)
+        self.tell()
+        if lookups.unknown:
+            # History reads the journal a moment behind the broker.
+            self.wait_locked(lambda: False, time.monotonic_ns() + HISTORY_LAG_NS)
 
     def _follow(self, timeout_s: float | None) -> None:
         """Waits for the leader's news, or for its place."""

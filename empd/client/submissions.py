@@ -10,7 +10,7 @@ import msgspec
 from empd.client.handle import Batch, Ending, Handle, failure_class
 from empd.errors import EmpdError, FailureClass, JobFailed, ProtocolError, Refused
 from empd.payload import BlobRef, Carried
-from empd.result import FinishedJob
+from empd.result import FinishedJob, Results
 from empd.wire.frames import Accepted, JobGroup, Submit
 
 JOBS_PER_FRAME = 256
@@ -153,6 +153,16 @@ class Submissions:
                 handle.ending = ending
                 if handle.on_end is not None:
                     handle.end()
+
+    def results(self, frame: Results) -> None:
+        """Delivers a Results frame."""
+        for group in frame.groups:
+            # A Raw is a view of the whole received frame: a copy lets the frame go.
+            self.finish(group.jobs, Ending(bytes(group.options), frame.worker, frame.at_ns))
+
+    def acknowledged(self) -> list[int]:
+        """The open jobs that the daemon has accepted."""
+        return [number for number, handle in self.open.items() if handle.batch is None]
 
     def fail(self, number: int, error: EmpdError) -> None:
         """Ends an open job without a result."""

@@ -360,10 +360,10 @@ def test_history_that_lags_behind_is_asked_again() -> None:
     link.conversation.receive(codec.encode(frames.States(0, [JobStatus(handle.number, "unknown", epoch=50)])), 0)
     for through_seq in (10, 49):
         assert link.conversation.take_unknown() == [handle.number]
-        link.conversation.take_history([handle.number], frames.HistoryAnswer(1, through_seq, []))
+        link.conversation.lookups.answered([handle.number], frames.HistoryAnswer(1, through_seq, []))
         assert not handle.ended
     assert link.conversation.take_unknown() == [handle.number]
-    link.conversation.take_history([handle.number], frames.HistoryAnswer(1, 50, []))
+    link.conversation.lookups.answered([handle.number], frames.HistoryAnswer(1, 50, []))
     assert isinstance(handle.failure(), Refused)
 
 
@@ -432,7 +432,7 @@ def test_history_answers_for_what_the_broker_forgot() -> None:
     assert not link.conversation.take_unknown()
     job = FinishedJob(handles[0].number, 0, b"\x01", 1, 2, 1)
     answer = frames.HistoryAnswer(1, 9, [FinishedGroup(msgspec.Raw(bytes(OPTIONS)), [job])], [handles[1].number])
-    link.conversation.take_history(ids, answer)
+    link.conversation.lookups.answered(ids, answer)
     assert handles[0].finished == job
     assert "expired_from_history" in str(handles[1].failure())
     assert "history holds no record" in str(handles[2].error)
