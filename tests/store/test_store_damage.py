@@ -122,6 +122,59 @@ def test_a_file_that_is_no_database_is_named(path: Path, open_journal: Opener) -
     assert audit.verify(path).problems
 
 
+def test_making_a_journal_that_was_cut_off_is_finished(path: Path, open_journal: Opener) -> None:
+    path.touch()
+    fill(open_journal(), 1)
+    path.with_suffix(".mark").unlink()
+    path.unlink()
+    edit(path, "PRAGMA journal_mode = WAL")  # the header is there, the tables are not
+    assert path.stat().st_size > 0
+    fill(open_journal(), 1)
+    assert audit.verify(path).problems == []
+
+
+def test_a_log_without_its_database_is_noticed(path: Path, open_journal: Opener) -> None:
+    journal = open_journal()
+    fill(journal, 1)
+    log = path.with_name("journal.db-wal")
+    content = log.read_bytes()
+    journal.close()
+    path.unlink()
+    path.with_suffix(".mark").unlink()
+    log.write_bytes(content)
+    with pytest.raises(JournalDamaged, match=r"journal\.db is missing"):
+        open_journal()
+    assert log.read_bytes() == content
+    assert open_journal(accept_loss=True).last_seq == 0
+
+
+def test_a_place_that_cannot_be_written_is_not_called_damage(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="cannot be opened") as caught:
+        SqliteJournal.open(tmp_path / "gone" / "journal.db", durability="os", reserve_bytes=0)
+    assert not isinstance(caught.value, JournalDamaged)
+
+
+def test_the_reserve_is_disk_space(path: Path, open_journal: Opener) -> None:
+    journal = open_journal(reserve_bytes=3 << 20)
+    file = path.with_suffix(".reserve")
+    assert journal.reserve_held
+    assert file.stat().st_blocks * 512 >= 3 << 20
+    assert journal.release_reserve()
+    assert not journal.reserve_held
+    assert file.stat().st_blocks == 0
+    assert not journal.release_reserve()
+    assert journal.restore_reserve()
+    assert file.stat().st_blocks * 512 >= 3 << 20
+    journal.close()
+    smaller = open_journal(reserve_bytes=1 << 20)
+    assert smaller.reserve_held
+    assert file.stat().st_size == 1 << 20
+    smaller.close()
+    none = open_journal(reserve_bytes=0)
+    assert none.reserve_held
+    assert not none.release_reserve()
+
+
 def test_somebody_elses_database_is_left_alone(path: Path, open_journal: Opener) -> None:
     edit(path, "CREATE TABLE theirs (x)")
     before = files_of(path)
