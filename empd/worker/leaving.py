@@ -88,7 +88,7 @@ class Leaving:
         self._outbox.flush()
         settle_s = min(SETTLE_S_MAX, self._stop_s / 4) if self.way is Way.STOPPING else SETTLE_S_MAX
         await self._within(settle_s, lambda: self._outbox.empty)
-        if self.way is Way.DRAINING:
+        if self.way is Way.DRAINING and not self._lanes.busy:
             self._say(Notice.DRAINED)
         self._on_left()
 

@@ -307,4 +307,6 @@ class Worker:
         samples = [sample for hosted in self._services.values() for sample in hosted.samples()]
         self._reporter.metrics(self._child.name, self._child.generation, samples + self._activities.samples())
         if not self._ended.done():
+            # Said again now and then: a broker that does not know this worker answers with an error, and is told.
+            self._offer()
             self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)

@@ -287,6 +287,13 @@ def test_a_broker_that_forgot_the_worker_is_told_again(broker: BrokerDouble, sta
     assert broker.result(claim) == {"steps": 1}
 
 
+def test_an_idle_worker_speaks_now_and_then(broker: BrokerDouble, start) -> None:
+    """So that a broker that lost sight of it can say so."""
+    start({"s": simulation()}).ready()
+    before = len(broker.of(frames.Capacity))
+    assert broker.wait(frames.Capacity, before + 1)[-1].slots == 1
+
+
 def test_garbage_from_the_broker_is_dropped(broker: BrokerDouble, start) -> None:
     worker = start({"s": simulation()}).ready()
     for data in (b"", b"\x00", os.urandom(300), b"\x93\x61\x01\x02"):
