@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-import psutil
-
+from empd.bench import processes
 from empd.client import Client
 from empd.errors import EmpdError
 
@@ -159,23 +158,23 @@ class Daemon:
 
         def living() -> Child | None:
             found = [child for child in self.children() if child.name == name and child.pid]
-            return found[0] if found and psutil.pid_exists(found[0].pid) else None
+            return found[0] if found and processes.exists(found[0].pid) else None
 
         return wait_until(living, f"a living {name}")  # type: ignore[return-value]
 
-    def processes(self) -> dict[str, list[psutil.Process]]:
+    def pids(self) -> dict[str, list[int]]:
         """All its processes by kind: supervisor, broker, web, worker …"""
         assert self._process is not None
-        found = {"supervisor": [psutil.Process(self._process.pid)]}
+        found = {"supervisor": [self._process.pid]}
         for child in self.children():
             if child.pid:
-                found.setdefault(child.kind, []).append(psutil.Process(child.pid))
+                found.setdefault(child.kind, []).append(child.pid)
         return found
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds used so far, by kind of process, and by this one (`client`)."""
-        used = {kind: sum(map(_cpu_s, processes)) for kind, processes in self.processes().items()}
-        return {**used, "client": _cpu_s(psutil.Process())}
+        used = {kind: sum(map(processes.cpu_s, pids)) for kind, pids in self.pids().items()}
+        return {**used, "client": processes.cpu_s(os.getpid())}
 
     # --- its end ---
 
@@ -191,8 +190,3 @@ class Daemon:
                 process.wait()
         for directory in (self.runtime_dir, self.state_dir):
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)

@@ -9,9 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from empd import __version__
+from empd.bench import processes
 
 LIBRARIES = ("pyzmq", "msgspec", "uvloop", "aiohttp")
 
@@ -21,14 +20,14 @@ def describe(place: str) -> dict[str, Any]:
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cpu": _cpu_model(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": processes.total_memory_bytes(),
         "load_before": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "empd": __version__,
         "sqlite": sqlite3.sqlite_version,
         **{name: metadata.version(name) for name in LIBRARIES},
-        "state_filesystem": _filesystem(place),
+        "state_filesystem": processes.filesystem(os.path.realpath(place)),
     }
 
 
@@ -37,9 +36,3 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _filesystem(place: str) -> str:
-    path = os.path.realpath(place)
-    mounts = [part for part in psutil.disk_partitions(all=True) if path.startswith(part.mountpoint.rstrip("/") + "/")]
-    return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown"

@@ -1,0 +1,115 @@
+"""What waiting jobs cost the daemon: the broker's memory for each, and what a claim costs beside a million of them.
+
+The jobs wait for a service whose worker is drained; another service's idle workers take the jobs that are timed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from empd.bench import processes
+from empd.bench.daemon import Daemon, mapping_of, wait_until
+from empd.bench.figures import Figure, Target, median_of, percentile
+from empd.bench.latency import job_us
+from empd.bench.processes import Memory
+from empd.client import Client
+
+NO_OP = {"api_config": {"duration_s": 0}}
+MEMORY_TARGET = Target(600.0)
+CLAIM_TARGET = Target(2.0)
+FEW = 10
+_SETTLED_ROWS = 100
+_SETTLE_TIMEOUT_S = 300.0
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs wait when memory is looked at (the last: also when claims are timed), how many are timed."""
+
+    waiting: tuple[int, ...] = (100_000, 1_000_000)
+    timed_jobs: int = 1000
+    runs: int = 5
+    payload_bytes: int = 100
+
+
+QUICK = Size(waiting=(20_000, 100_000), timed_jobs=200, runs=2)
+
+
+def measure(size: Size, place: str) -> Iterator[Figure]:
+    """`memory.per_waiting_job.<n>` in bytes beyond the payload, `claim.daemon.<n>` as a ratio to 10 waiting."""
+    settings = msgspec.to_builtins(size)
+    mapping = mapping_of({"parked": NO_OP, "noop": NO_OP}, instances=1, max_concurrent_jobs=512)
+    with Daemon(mapping, place) as daemon, daemon.client() as client:
+        parked = [worker["name"] for worker in client.status()["workers"] if worker["type"] == "parked"]
+        client.operate("drain", parked)
+        fill(daemon, FEW, size.payload_bytes)
+        few = _timed(client, size)
+        settle(client)
+        before = _memory(daemon)
+        waiting = 0
+        for total in size.waiting:
+            fill(daemon, total - waiting, size.payload_bytes)
+            waiting = total
+            settle(client)
+            yield _memory_figure(before, _memory(daemon), total, settings)
+        yield _claim_figure(few, _timed(client, size), waiting, settings)
+
+
+def fill(daemon: Daemon, count: int, payload_bytes: int) -> None:
+    """Submits jobs that nobody takes, from a client that then leaves them behind."""
+    payloads = [os.urandom(payload_bytes) for _ in range(256)]
+    with daemon.client(window=count) as client:
+        client.submit_many("parked", (payloads[i & 255] for i in range(count)))
+        client.flush(_SETTLE_TIMEOUT_S)
+
+
+def settle(client: Client) -> None:
+    """Returns when history has read what the journal holds: nothing of the filling is left to be done."""
+
+    def read() -> bool:
+        status = client.status()
+        read_to = min(status["consumers"].values(), default=0)
+        return bool(status["journal"]["last_seq"] - read_to < _SETTLED_ROWS)
+
+    wait_until(read, "history to read the journal", _SETTLE_TIMEOUT_S)
+
+
+def _timed(client: Client, size: Size) -> list[list[float]]:
+    for _ in range(size.timed_jobs // 10):
+        job_us(client, "noop", size.payload_bytes)
+    return [[job_us(client, "noop", size.payload_bytes) for _ in range(size.timed_jobs)] for _ in range(size.runs)]
+
+
+def _memory(daemon: Daemon) -> Memory:
+    return processes.memory(daemon.child("broker").pid)
+
+
+def _memory_figure(before: Memory, after: Memory, count: int, settings: dict[str, Any]) -> Figure:
+    payload_bytes = settings["payload_bytes"]
+    each = Memory(*((now - then) / count - payload_bytes for now, then in zip(after, before, strict=True)))
+    return Figure(
+        name=f"memory.per_waiting_job.{count}",
+        value=each.uss,
+        unit="bytes",
+        samples=[each.uss],
+        target=MEMORY_TARGET,
+        details={"by_rss_bytes": each.rss, "broker_uss_bytes": after.uss, "broker_rss_bytes": after.rss},
+        settings=settings,
+    )
+
+
+def _claim_figure(few: list[list[float]], many: list[list[float]], count: int, settings: dict[str, Any]) -> Figure:
+    base = median([median(run) for run in few])
+    details = {
+        "p50_at_few_us": base,
+        "p50_at_many_us": median([median(run) for run in many]),
+        "p99_at_few_us": median([percentile(run, 99) for run in few]),
+        "p99_at_many_us": median([percentile(run, 99) for run in many]),
+        "waiting_at_few": FEW,
+    }
+    ratios = [median(run) / base for run in many]
+    return median_of(f"claim.daemon.{count}", "ratio", ratios, target=CLAIM_TARGET, details=details, settings=settings)

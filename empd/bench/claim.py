@@ -1,0 +1,134 @@
+"""The claim alone, on the pure queue in this process: beside a million jobs that the asker cannot run, and beside none.
+
+Two queues take turns. Each round submits ten jobs for the asker and times ten claims of one.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from empd.bench.figures import Figure, Target, median_of, percentile
+from empd.clock import NS_PER_S, Instant
+from empd.job import JobGroup, JobOptions, Submit
+from empd.queue.machine import Queue
+from empd.queue.policy import Policy, ServicePolicy, WorkerClass
+from empd.queue.state import Offer
+from empd.result import DoneJob
+from empd.wire.frames import Done
+
+TARGET = Target(2.0)
+MINE = 10
+FRAME_JOBS = 250
+_NOW = Instant(NS_PER_S, 1_700_000_000 * NS_PER_S)
+_POLICY = Policy(
+    services={"mine": ServicePolicy(), "other": ServicePolicy()},
+    classes=(WorkerClass(("mine", "other"), {}, open_ended=True),),
+)
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs waiting in the full queue, the asker's ten included; rounds in each run."""
+
+    waiting: int = 1_000_000
+    rounds: int = 200
+    runs: int = 5
+    requirement_sets: int = 1000
+
+
+QUICK = Size(waiting=100_000, rounds=50, runs=2)
+
+
+class Bench:
+    """One queue, its one client and its one worker, who takes one job of `mine` at a time."""
+
+    def __init__(self) -> None:
+        self.queue = Queue(_POLICY)
+        self.queue.start("boot", "bench", _NOW)
+        self._session = self.queue.open_session(b"token", "bench", _NOW)
+        self._frame = 0
+        self._done = 0
+        self._next_job = 1
+        self.worker, _ = self.queue.hello("asker", 1, (), _NOW)
+        self.queue.offer(self.worker, 1, {"mine": Offer(1)}, "")
+
+    def submit(self, options: JobOptions, count: int) -> None:
+        """One frame of jobs."""
+        self._frame += 1
+        frame = Submit(self._frame, self._next_job, [JobGroup(_raw(options), [bytes(100)] * count)])
+        self._next_job += count
+        answer = self.queue.submit(self._session, frame, b"", _NOW)
+        assert not answer.refused, answer.refused
+        self.queue.pending.clear()
+
+    def round(self) -> list[int]:
+        """Ten jobs for the asker, and the times of its claims, in ns."""
+        self.submit(JobOptions(service="mine"), MINE)
+        samples = []
+        for _ in range(MINE):
+            begun_ns = time.perf_counter_ns()
+            claim = self.queue.claim(self.worker, _NOW)
+            samples.append(time.perf_counter_ns() - begun_ns)
+            assert claim is not None
+            self._done += 1
+            self.queue.done(self.worker, Done(self._done, [DoneJob(*_only(claim), b"")]), _NOW)
+            self.queue.pending.clear()
+        return samples
+
+
+def _raw(options: JobOptions) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.msgpack.encode(options))
+
+
+def _only(claim: Any) -> tuple[int, int]:
+    [group] = claim.groups
+    [job] = group.jobs
+    return job.id, job.epoch
+
+
+def others(kind: str, requirement_sets: int) -> list[JobOptions]:
+    """Options of jobs that the asker cannot run: of another service, or of its own with requirements it fails."""
+    if kind == "other_service":
+        return [JobOptions(service="other")]
+    return [JobOptions(service="mine", requirements={"memory_gb": need + 1}) for need in range(requirement_sets)]
+
+
+def measure(size: Size, place: str) -> Iterator[Figure]:
+    """`claim.queue.<why the others cannot be run>`: the median claim, as a ratio to the one in the empty queue."""
+    for kind in ("other_service", "requirement_sets"):
+        full, empty = Bench(), Bench()
+        kinds = others(kind, size.requirement_sets)
+        for index in range((size.waiting - MINE) // FRAME_JOBS):
+            full.submit(kinds[index % len(kinds)], FRAME_JOBS)
+        # As the broker does: what waits is not looked at by every collection.
+        gc.collect()
+        gc.freeze()
+        try:
+            yield _figure(f"claim.queue.{kind}", full, empty, size)
+        finally:
+            gc.unfreeze()
+
+
+def _figure(name: str, full: Bench, empty: Bench, size: Size) -> Figure:
+    many: list[list[int]] = []
+    few: list[list[int]] = []
+    for _ in range(size.runs):
+        many.append([])
+        few.append([])
+        for _ in range(size.rounds):
+            many[-1] += full.round()
+            few[-1] += empty.round()
+    ratios = [median(slow) / median(fast) for slow, fast in zip(many, few, strict=True)]
+    details = {
+        "p50_at_few_us": median([median(run) for run in few]) / 1e3,
+        "p50_at_many_us": median([median(run) for run in many]) / 1e3,
+        "p99_at_few_us": median([percentile(run, 99) for run in few]) / 1e3,
+        "p99_at_many_us": median([percentile(run, 99) for run in many]) / 1e3,
+        "jobs_waiting": len(full.queue.state.jobs),
+    }
+    return median_of(name, "ratio", ratios, target=TARGET, details=details, settings=msgspec.to_builtins(size))
