@@ -285,7 +285,10 @@ class SqliteJournal:
 
     def idle_work(self) -> None:
         """Work for a moment without traffic: moves the write-ahead log into the database, so that the next commits
-        need not, and gives a mostly empty file back to the disk. Milliseconds; once about 0.3 s for each GiB given back."""
+        need not, and gives a mostly empty file back to the disk. Takes milliseconds, and 0.3 s for each GiB given back.
+
+        Does nothing after a failed commit; errors wait for the next commit.
+        """
         if self._failed or self._buffer:
             return
         try:
