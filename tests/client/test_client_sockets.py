@@ -480,10 +480,12 @@ def test_rows_arrive_and_are_acknowledged(folder: Path) -> None:
         rows.close()  # type: ignore[attr-defined]
 
 
-def test_idle_costs_nothing(folder: Path) -> None:
-    """With nothing open, the caretaker goes to sleep until the next submit."""
-    with serving(folder, ModelBroker()) as double, Client(double.endpoint) as client:
+def test_the_caretaker_sleeps_while_nothing_is_open(folder: Path) -> None:
+    with serving(folder, ModelBroker(waiting)) as double, Client(double.endpoint) as client:
         for _ in range(2):
-            assert client.submit("s", 1).result(5) == 1
+            handle = client.submit("s", b"\x01")
             assert client._pump._busy.is_set()
+            assert handle.accepted(5)
+            double.finish()
+            assert handle.result(5) == 1
             wait_until(lambda: not client._pump._busy.is_set())
