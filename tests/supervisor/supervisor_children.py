@@ -116,8 +116,9 @@ def main(child: Child) -> int:
     if played.working:
         played.writer.write(Activity(time.monotonic_ns(), job_id=77, epoch=1, jobs_running=1))
     played.beat()
+    before_ns = time.monotonic_ns()
     send(child.control, Control(Notice.READY))
-    played.say("ready")
+    played.say("ready", at_ns=before_ns)
     poll = select.poll()
     poll.register(child.control, select.POLLIN)
     while True:
