@@ -16,6 +16,8 @@ from empd.result import JobStatus
 if TYPE_CHECKING:
     from rich.console import Console
 
+WIDTH_OF_FILES = 240
+
 _STYLES = {
     "completed": "green",
     "failed": "red",
@@ -33,7 +35,9 @@ def console(stderr: bool = False) -> Console:
     """Rich's console, imported when something is drawn."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    # Into a file or a pipe nothing is folded: grep wants whole lines.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else WIDTH_OF_FILES
+    return Console(stderr=stderr, highlight=False, width=width)
 
 
 def print_json(value: Any) -> None:
@@ -63,8 +67,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        right = column.startswith(">")
-        drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+        # Only the last column gives way on a narrow terminal: ids and names stay whole.
+        drawn.add_column(
+            column.removeprefix(">"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=column != columns[-1],
+        )
     for row in rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     return drawn
