@@ -9,7 +9,7 @@ import asyncio
 
 import zmq
 
-from empd.errors import ProtocolError
+from empd.errors import EmpdError, ProtocolError
 from empd.memory.arena import Arena
 from empd.payload import FRAME_BYTES_MAX, BlobRef
 from empd.result import FinishedGroup, FinishedJob
@@ -35,6 +35,7 @@ class HistorySocket:
         self._arena = arena
         self._asks: set[asyncio.Task[None]] = set()
         self.bad_frames = 0
+        self.failed_asks = 0
         self._inlet = Inlet(endpoint, zmq.ROUTER, self._take, QUEUE_MAX)
 
     def close(self) -> None:
@@ -58,7 +59,12 @@ class HistorySocket:
         task.add_done_callback(self._asks.discard)
 
     async def _answer(self, envelope: list[bytes], ask: HistoryAsk) -> None:
-        data = await self._archive.call(lambda history: answer(history, ask, self._arena))
+        try:
+            data = await self._archive.call(lambda history: answer(history, ask, self._arena))
+        except EmpdError:
+            # No answer is an answer: the asker's time-out tells it to ask again.
+            self.failed_asks += 1
+            return
         self._inlet.send([*envelope, data])
 
 

@@ -12,7 +12,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from empd import clock
-from empd.lifecycle import ChildKind
 from empd.memory.board import UNKNOWN, Board, SlotState, SlotView
 from empd.web.series import Key, Snapshots, Tally, Value
 
@@ -24,6 +23,8 @@ HELP = {
     "empd_job_queue_seconds": "From submit to the start of the last attempt.",
     "empd_job_run_seconds": "From the start of the last attempt to the end.",
     "empd_job_attempts_total": "Attempts of jobs that ended.",
+    "empd_attempts_total": "Attempts that ended, by worker, service, outcome and cause.",
+    "empd_attempt_run_seconds": "How long attempts ran.",
     "empd_queue_depth": "Jobs that wait, by service.",
     "empd_queue_oldest_age_seconds": "How long the oldest waiting job of a service has waited.",
     "empd_worker_state": "1 for the state that a child is in.",
@@ -122,8 +123,6 @@ def board_values(view: SlotView, now_ns: int) -> Iterator[tuple[Key, Value]]:
         age_s = max(0, now_ns - activity.heartbeat_mono_ns) / clock.NS_PER_S
         yield Key("gauge", "empd_worker_heartbeat_age_seconds", child), Value(age_s)
         yield Key("gauge", "empd_worker_rss_bytes", child), Value(activity.rss_bytes)
-        if identity.kind is ChildKind.WORKER:
-            yield Key("gauge", "empd_worker_jobs_running", child), Value(activity.jobs_running)
     if identity.device_uuid and view.gauges is not None and not identity.virtual:
         yield from _gpu_values(view, identity.device_uuid)
 

@@ -6,8 +6,10 @@ Life: startup (bind everything, READY) → main_loop (obey control records, show
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import uvloop
 from aiohttp import web
 
 from empd import lifecycle
+from empd.errors import ConfigError, EmpdError
 from empd.lifecycle import Child, Control, Notice
 from empd.mapping import Mapping
 from empd.memory.arena import Arena
@@ -39,7 +42,11 @@ ADDRESS_FILE = "http"
 def main(child: Child) -> int:
     """Entered by the supervisor. Returns 0 after a stop or drain that was asked for."""
     os.nice(NICE)  # writing history must never take the processor from the way of a job
-    return uvloop.run(WebProcess(child).serve())
+    try:
+        return uvloop.run(WebProcess(child).serve())
+    except EmpdError as error:
+        sys.stderr.write(f"web: {error}\n")
+        return 1
 
 
 class WebProcess:
@@ -98,7 +105,10 @@ class WebProcess:
         host, port = self._settings.http_address
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError([f"http: cannot listen on {self._settings.http}: {error.strerror}"]) from error
         name, chosen = self._runner.addresses[0][:2]
         write_address(
             self._settings.runtime_dir / ADDRESS_FILE, f"[{name}]:{chosen}" if ":" in name else f"{name}:{chosen}"
@@ -154,7 +164,8 @@ class WebProcess:
 
     def _reload(self) -> None:
         """What is shown of the mapping follows the file; all else needs a new process, which `reload` rolls in."""
-        self._context.mapping = Mapping.load(self._settings.mapping)
+        with contextlib.suppress(ConfigError):  # the supervisor has refused it too: the former one goes on
+            self._context.mapping = Mapping.load(self._settings.mapping)
 
 
 def write_address(path: Path, address: str) -> None:

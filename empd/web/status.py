@@ -160,13 +160,21 @@ async def workers(request: web.Request) -> web.Response:
 def _workers(ctx: context.Context, broker: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Workers on the board, with what the broker says of each."""
     said = {each.get("name"): each for each in _list((broker or {}).get("workers")) if isinstance(each, dict)}
-    bodies = []
-    for view in ctx.board.read_all():
-        if is_taken(view) and view.identity is not None and view.identity.kind is ChildKind.WORKER:
-            known = said.pop(view.identity.name, None)
-            bodies.append({**child(view), "broker": render.jsonable(known)})
-    bodies += [{"name": name, "state": "unseen", "broker": render.jsonable(each)} for name, each in said.items()]
+    bodies = [
+        {**child(view), "broker": _said(said.pop(view.identity.name, None))}
+        for view in ctx.board.read_all()
+        if is_taken(view) and view.identity is not None and view.identity.kind is ChildKind.WORKER
+    ]
+    bodies += [{"name": name, "state": "unseen", "broker": _said(each)} for name, each in said.items()]
     return bodies
+
+
+def _said(worker: dict[str, Any] | None) -> Any:
+    """What the broker says of a worker, its jobs by the ids that people see."""
+    if worker is None:
+        return None
+    jobs = [format_id(number) for number in _list(worker.get("jobs")) if isinstance(number, int)]
+    return render.jsonable({**worker, "jobs": jobs})
 
 
 async def services(request: web.Request) -> web.Response:

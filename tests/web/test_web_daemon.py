@@ -37,17 +37,13 @@ def ended_jobs(daemon: Box) -> list[dict[str, Any]]:
 
 
 def slow() -> dict[str, Any]:
-    return mapping_of(
-        slow=service(api_config={"duration_s": 60, "steps": 600}),
-        noop=service(api_config={"duration_s": 0, "echo": True}),
-    )
+    return mapping_of(slow=service(api_config={"duration_s": 60, "steps": 600}))
 
 
 def test_submit_wait_and_look_it_up_again(box: Callable[..., Box]) -> None:
     daemon = box()
-    answer = ask(
-        daemon, "POST", "/v1/jobs?wait=10", {"service": "noop", "payload": {"x": [1, "é"]}, "labels": {"a": "b"}}
-    )
+    wanted = {"service": "noop", "payload": {"x": [1, "é"]}, "labels": {"a": "b"}}
+    answer = ask(daemon, "POST", "/v1/jobs?wait=10", wanted)
     assert answer.status == 200, answer.body
     job = answer.json()
     assert job["state"] == "completed"
@@ -160,5 +156,6 @@ def test_metrics_of_the_whole_daemon(box: Callable[..., Box]) -> None:
     line = b'empd_jobs_total{cause="",outcome="completed",service="noop"} 10.0'
     wait_until(lambda: line in ask(daemon, "GET", "/metrics").body, "ten jobs in the metrics")
     body = ask(daemon, "GET", "/metrics").body
+    assert body.count(b"\nempd_jobs_total{") == 1  # what workers count are attempts
     for text in (b"empd_broker_up 1.0", b'empd_worker_state{kind="worker",state="ready"', b"empd_worker_rss_bytes{"):
         assert text in body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from web_broker import BrokerDouble
@@ -69,3 +70,12 @@ def test_meets_a_broker_that_comes_late(root: object, broker: BrokerDouble, star
 def test_is_nicer_than_the_way_of_a_job(web: Web) -> None:
     with open(f"/proc/{web.process.pid}/stat", encoding="ascii") as stat:
         assert int(stat.read().rsplit(")", 1)[1].split()[16]) == 5
+
+
+def test_a_taken_port_is_told_in_one_line(web: Web, root: Path) -> None:
+    other = root / "other"
+    for name in ("run", "state"):
+        (other / name).mkdir(parents=True)
+    with pytest.raises(pytest.fail.Exception, match=f"cannot listen on {web.address}"):
+        Web(other, {"http": web.address})
+    assert "Traceback" not in (other / "stderr").read_text()
