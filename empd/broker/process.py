@@ -97,18 +97,19 @@ class Broker:
         self._workers = Router(self._context, settings.workers_endpoint)
         self._client_box = Outbox(self._clients)
         self._worker_box = Outbox(self._workers)
+        self._receipt_box = Outbox(self._workers)
         self.stream = Stream(self._clients, self.ledger.journal)
         self.blobs = BlobKeeper(settings.spool_dir, settings.volatile_dir)
         host = Host(clock.host_id(), str(settings.spool_dir), str(settings.volatile_dir))
         self.clients = ClientDesk(Means(self.queue, self.ledger, self._client_box, self.stream, self.blobs), host)
         self.clients.status = self.status
         self.clients.operate = self._operate
-        self.workers = WorkerDesk(self.queue, self._worker_box, self.ledger.journal.instance)
+        self.workers = WorkerDesk(self.queue, self._worker_box, self._receipt_box, self.ledger.journal.instance)
         self.neighbours = Neighbours(self._child, self.queue, self.workers, self._board)
         self._poller = zmq.Poller()
         self._poller.register(self._clients.socket, zmq.POLLIN)
         self._poller.register(self._workers.socket, zmq.POLLIN)
-        self._poller.register(self._child.control, zmq.POLLIN)
+        self._poller.register(self._child.control.fileno(), zmq.POLLIN)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.on_tick(now)
@@ -123,18 +124,19 @@ class Broker:
         while not self._stopping:
             now_ns = clock.now().mono_ns
             wait_ms = 0 if self._behind else max(0, min(deadline_ns - now_ns + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
-            self._poller.poll(wait_ms)
-            deadline_ns = self.one_pass()
+            deadline_ns = self.one_pass({ready for ready, _ in self._poller.poll(wait_ms)})
 
-    def one_pass(self) -> int:
-        """Drain, decide, commit, send. Returns the steady time of the next deadline."""
+    def one_pass(self, ready: set[Any]) -> int:
+        """Drain what is ready, decide, commit, send. Returns the steady time of the next deadline."""
         now = clock.now()
         self._passes += 1
-        for identity, data in self._workers.receive():
-            self.workers.handle(identity, data, now)
-        for identity, data in self._clients.receive():
-            self.clients.handle(identity, data, now)
-        if not self.neighbours.read(now):
+        if self._workers.socket in ready:
+            for identity, data in self._workers.receive():
+                self.workers.handle(identity, data, now)
+        if self._clients.socket in ready:
+            for identity, data in self._clients.receive():
+                self.clients.handle(identity, data, now)
+        if self._child.control.fileno() in ready and not self.neighbours.read(now):
             self._stopping = True
         self._stopping = self._stopping or self.neighbours.told_to_stop
         self.on_tick(now)
@@ -185,6 +187,7 @@ class Broker:
     def _send(self, rows: list[Row]) -> None:
         self.workers.lost(self._worker_box.flush())
         self.clients.lost(self._client_box.flush())
+        self.workers.lost(self._receipt_box.flush())
         self.blobs.release(self.queue.state.released)
         self._behind = self.stream.feed(rows)
         if not rows:

@@ -20,9 +20,10 @@ SLOTS_MAX = 65_536
 class WorkerDesk:
     """Handles every frame that workers send. Answers and claims go to the outbox."""
 
-    def __init__(self, queue: Queue, outbox: Outbox, instance: str) -> None:
+    def __init__(self, queue: Queue, outbox: Outbox, receipts: Outbox, instance: str) -> None:
         self._queue = queue
         self._outbox = outbox
+        self._receipts = receipts  # sent last: nobody waits for them
         self._instance = instance
         self._workers: dict[bytes, Worker] = {}
         self._identities: dict[tuple[str, int], bytes] = {}
@@ -83,7 +84,7 @@ class WorkerDesk:
 
     def _done(self, identity: bytes, worker: Worker, frame: frames.Done, now: Instant) -> None:
         self._queue.done(worker, frame, now)
-        self._outbox.put(identity, frames.Settled(frame.number))
+        self._receipts.put(identity, frames.Settled(frame.number))
 
     def _checkpoint(self, identity: bytes, worker: Worker, frame: frames.Checkpoint, now: Instant) -> None:
         try:
