@@ -89,7 +89,7 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.start()
-        except BaseException:
+        except BaseException:  # whatever it was, Ctrl-C included, no process may stay behind
             self.close()
             raise
         return self

@@ -9,10 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from empd import __version__
 from empd.bench import processes
 
-LIBRARIES = ("pyzmq", "msgspec", "uvloop", "aiohttp")
+LIBRARIES = ("empd", "pyzmq", "msgspec", "uvloop", "aiohttp")
 
 
 def describe(place: str) -> dict[str, Any]:
@@ -24,7 +23,6 @@ def describe(place: str) -> dict[str, Any]:
         "load_before": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "empd": __version__,
         "sqlite": sqlite3.sqlite_version,
         **{name: metadata.version(name) for name in LIBRARIES},
         "state_filesystem": processes.filesystem(os.path.realpath(place)),
