@@ -17,6 +17,9 @@ from empd.wire import frames
 from empd.wire.frames import Reset, Rows
 
 ASK_TIMEOUT_S = 3.0
+ABSENT_TIMEOUT_S = 1.0
+"""For questions while no broker is connected: history may know, and a restart is over sooner."""
+
 SUBMIT_TIMEOUT_S = 30.0
 STATUS_TIMEOUT_S = 1.0
 STATUS_FRESH_S = 0.25
@@ -39,6 +42,10 @@ class Gateway:
     def connected(self) -> bool:
         """True while a broker has greeted this process."""
         return self._line is not None and self._line.ready
+
+    @property
+    def _patience_s(self) -> float:
+        return ASK_TIMEOUT_S if self.connected else ABSENT_TIMEOUT_S
 
     def close(self) -> None:
         """Ends the conversation. Closing twice is fine."""
@@ -81,7 +88,7 @@ class Gateway:
 
     async def look(self, ids: list[int]) -> tuple[list[Handle], list[JobStatus]]:
         """What the broker knows of jobs: handles of the ended, the state of the others (`unknown` among them)."""
-        return await self._open().look(ids, ASK_TIMEOUT_S)
+        return await self._open().look(ids, self._patience_s)
 
     async def page(self, selected: JobFilter) -> tuple[list[Any], int | None]:
         """One page of unfinished jobs, and the cursor of the next one."""
@@ -128,7 +135,7 @@ class Gateway:
             self._replays.add(number)
 
     async def _ask(self, make: Callable[[int], Record]) -> Any:
-        return await self._open().request(make, ASK_TIMEOUT_S)
+        return await self._open().request(make, self._patience_s)
 
     def _open(self) -> Line:
         if self._closed:

@@ -81,7 +81,7 @@ async def _open(ctx: context.Context, number: int | None) -> Stream:
     stream = ctx.hub.open(number)
     try:
         await ctx.feed.ensure()
-    except BaseException:
+    except BaseException:  # a cancelled request too must not leave its stream behind
         await _leave(ctx, stream)
         raise
     return stream

@@ -26,10 +26,10 @@ def upload(web: Web, content: bytes = CONTENT, **headers: str) -> dict[str, obje
     return body
 
 
-def test_upload_and_download_are_the_same_bytes(web: Web) -> None:
-    blob = upload(web)
+def test_upload_and_download_are_the_same_bytes(module_web: Web) -> None:
+    blob = upload(module_web)
     assert blob["size"] == len(CONTENT)
-    answer = web.ask("GET", str(blob["url"]))
+    answer = module_web.ask("GET", str(blob["url"]))
     assert (answer.status, answer.body) == (200, CONTENT)
     assert answer.headers["Accept-Ranges"] == "bytes"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -39,29 +39,29 @@ def test_upload_and_download_are_the_same_bytes(web: Web) -> None:
     ("header", "span"),
     [("bytes=0-99", (0, 100)), ("bytes=100-", (100, 3 << 20)), ("bytes=-7", ((3 << 20) - 7, 3 << 20))],
 )
-def test_ranges(web: Web, header: str, span: tuple[int, int]) -> None:
-    blob = upload(web)
-    answer = web.ask("GET", str(blob["url"]), Range=header)
+def test_ranges(module_web: Web, header: str, span: tuple[int, int]) -> None:
+    blob = upload(module_web)
+    answer = module_web.ask("GET", str(blob["url"]), Range=header)
     assert (answer.status, answer.body) == (206, CONTENT[slice(*span)])
     assert answer.headers["Content-Range"] == f"bytes {span[0]}-{span[1] - 1}/{len(CONTENT)}"
 
 
-def test_etag_conditions(web: Web) -> None:
-    blob = upload(web, b"abc")
-    etag = web.ask("GET", str(blob["url"])).headers["ETag"]
-    unchanged = web.ask("GET", str(blob["url"]), If_None_Match=etag)
+def test_etag_conditions(module_web: Web) -> None:
+    blob = upload(module_web, b"abc")
+    etag = module_web.ask("GET", str(blob["url"])).headers["ETag"]
+    unchanged = module_web.ask("GET", str(blob["url"]), If_None_Match=etag)
     assert (unchanged.status, unchanged.body) == (304, b"")
-    assert web.ask("GET", str(blob["url"]), Range="bytes=0-0", If_Range=etag).body == b"a"
-    assert web.ask("GET", str(blob["url"]), Range="bytes=0-0", If_Range='"other"').body == b"abc"
-    past = web.ask("GET", str(blob["url"]), Range="bytes=3-")
+    assert module_web.ask("GET", str(blob["url"]), Range="bytes=0-0", If_Range=etag).body == b"a"
+    assert module_web.ask("GET", str(blob["url"]), Range="bytes=0-0", If_Range='"other"').body == b"abc"
+    past = module_web.ask("GET", str(blob["url"]), Range="bytes=3-")
     assert (past.status, past.headers["Content-Range"]) == (416, "bytes */3")
-    head = web.ask("HEAD", str(blob["url"]))
+    head = module_web.ask("HEAD", str(blob["url"]))
     assert (head.status, head.headers["Content-Length"], head.body) == (200, "3", b"")
 
 
-def test_empty_blob(web: Web) -> None:
-    blob = upload(web, b"")
-    assert web.ask("GET", str(blob["url"])).body == b""
+def test_empty_blob(module_web: Web) -> None:
+    blob = upload(module_web, b"")
+    assert module_web.ask("GET", str(blob["url"])).body == b""
 
 
 def test_blob_is_a_payload(web: Web, broker: BrokerDouble) -> None:
@@ -93,8 +93,8 @@ def test_result_blob_is_served_with_ranges(web: Web, broker: BrokerDouble) -> No
 
 
 @pytest.mark.parametrize(("name", "status"), [("zz", 400), ("0" * 32, 404), ("0" * 31 + "G", 400)])
-def test_no_such_blob(web: Web, name: str, status: int) -> None:
-    assert web.ask("GET", f"/v1/blobs/{name}").status == status
+def test_no_such_blob(module_web: Web, name: str, status: int) -> None:
+    assert module_web.ask("GET", f"/v1/blobs/{name}").status == status
 
 
 def test_uploads_are_bounded(broker: BrokerDouble, start_web: Callable[..., Web]) -> None:

@@ -45,16 +45,16 @@ def test_submit_a_list_keeps_the_order_and_shares_options(web: Web, broker: Brok
     assert numbers == sorted(numbers)
 
 
-def test_wait_returns_the_result(web: Web) -> None:
-    answer = web.ask("POST", "/v1/jobs?wait=5", {"service": "echo", "payload": {"x": 3}})
+def test_wait_returns_the_result(module_web: Web) -> None:
+    answer = module_web.ask("POST", "/v1/jobs?wait=5", {"service": "echo", "payload": {"x": 3}})
     assert answer.status == 200
     body = answer.json()
     assert (body["state"], body["result"], body["ended"]) == ("completed", {"x": 3}, True)
     assert body["submitted_at"].endswith("Z")
 
 
-def test_wait_of_a_list_returns_all_results(web: Web) -> None:
-    answer = web.ask("POST", "/v1/jobs?wait=5", [{"service": "echo", "payload": n} for n in range(5)])
+def test_wait_of_a_list_returns_all_results(module_web: Web) -> None:
+    answer = module_web.ask("POST", "/v1/jobs?wait=5", [{"service": "echo", "payload": n} for n in range(5)])
     assert answer.status == 200
     assert [job["result"] for job in answer.json()["jobs"]] == [0, 1, 2, 3, 4]
 
@@ -65,21 +65,21 @@ def test_wait_that_runs_out_is_202_and_the_job_goes_on(web: Web, broker: BrokerD
     assert parse_id(answer.json()["id"]) in broker.jobs
 
 
-def test_refused_says_when_to_come_back(web: Web) -> None:
-    answer = web.ask("POST", "/v1/jobs", {"service": "refuse"})
+def test_refused_says_when_to_come_back(module_web: Web) -> None:
+    answer = module_web.ask("POST", "/v1/jobs", {"service": "refuse"})
     assert answer.status == 503
     assert answer.headers["Retry-After"] == "7"
     assert answer.headers["Content-Type"].startswith("application/problem+json")
     assert answer.json()["failure"] == "unavailable"
 
 
-def test_unmatchable_is_422(web: Web) -> None:
-    answer = web.ask("POST", "/v1/jobs", {"service": "unmatchable"})
+def test_unmatchable_is_422(module_web: Web) -> None:
+    answer = module_web.ask("POST", "/v1/jobs", {"service": "unmatchable"})
     assert (answer.status, answer.json()["failure"]) == (422, "unmatchable")
 
 
-def test_in_a_list_only_the_refused_ones_are_refused(web: Web) -> None:
-    answer = web.ask("POST", "/v1/jobs", [HELD, {"service": "refuse"}])
+def test_in_a_list_only_the_refused_ones_are_refused(module_web: Web) -> None:
+    answer = module_web.ask("POST", "/v1/jobs", [HELD, {"service": "refuse"}])
     assert answer.status == 202
     accepted, refused = answer.json()["jobs"]
     assert "id" in accepted
@@ -114,16 +114,16 @@ def test_idempotency_key_from_header_and_body(web: Web, broker: BrokerDouble) ->
         (b'{"service": "x", "payload": 123456789012345678901234567890}', "$.payload"),
     ],
 )  # fmt: skip
-def test_bad_body_is_400_with_the_key(web: Web, body: bytes, key: str) -> None:
-    answer = web.ask("POST", "/v1/jobs", body)
+def test_bad_body_is_400_with_the_key(module_web: Web, body: bytes, key: str) -> None:
+    answer = module_web.ask("POST", "/v1/jobs", body)
     assert answer.status == 400, answer.body
     assert answer.json()["key"] == key
     assert answer.json()["failure"] == "invalid_input"
 
 
 @pytest.mark.parametrize("wait", ["-1", "x", "1e9", "nan", ""])
-def test_bad_wait_is_400(web: Web, wait: str) -> None:
-    assert web.ask("POST", f"/v1/jobs?wait={wait}", HELD).status == 400
+def test_bad_wait_is_400(module_web: Web, wait: str) -> None:
+    assert module_web.ask("POST", f"/v1/jobs?wait={wait}", HELD).status == 400
 
 
 def test_show_asks_the_broker_first(web: Web, broker: BrokerDouble) -> None:
@@ -153,11 +153,11 @@ def test_show_finds_ended_jobs_while_the_broker_is_down(web: Web, broker: Broker
     assert web.ask("GET", f"/v1/jobs/{format_id(77)}").status == 503
 
 
-def test_unknown_is_404_and_no_id_is_400(web: Web) -> None:
-    assert web.ask("GET", f"/v1/jobs/{format_id(77)}").status == 404
-    assert web.ask("GET", "/v1/jobs/nonsense").status == 400
-    assert web.ask("GET", "/v1/nowhere").status == 404
-    answer = web.ask("PUT", "/v1/jobs")
+def test_unknown_is_404_and_no_id_is_400(module_web: Web) -> None:
+    assert module_web.ask("GET", f"/v1/jobs/{format_id(77)}").status == 404
+    assert module_web.ask("GET", "/v1/jobs/nonsense").status == 400
+    assert module_web.ask("GET", "/v1/nowhere").status == 404
+    answer = module_web.ask("PUT", "/v1/jobs")
     assert (answer.status, "POST" in answer.headers["Allow"]) == (405, True)
 
 
@@ -196,10 +196,10 @@ def test_result_in_every_form(web: Web, broker: BrokerDouble) -> None:
     assert web.ask("GET", f"/v1/jobs/{name}/result", Range="bytes=999-").status == 416
 
 
-def test_bytes_come_as_they_were_returned(web: Web) -> None:
-    name = web.ask("POST", "/v1/jobs?wait=5", {"service": "echo", "payload": "text"}).json()["id"]
-    assert web.ask("GET", f"/v1/jobs/{name}/result").body == msgspec.msgpack.encode("text")
-    assert web.ask("GET", f"/v1/jobs/{name}/result", Accept="application/json").body == b'"text"'
+def test_bytes_come_as_they_were_returned(module_web: Web) -> None:
+    name = module_web.ask("POST", "/v1/jobs?wait=5", {"service": "echo", "payload": "text"}).json()["id"]
+    assert module_web.ask("GET", f"/v1/jobs/{name}/result").body == msgspec.msgpack.encode("text")
+    assert module_web.ask("GET", f"/v1/jobs/{name}/result", Accept="application/json").body == b'"text"'
 
 
 def test_result_of_a_failed_job_is_404_with_the_error(web: Web, broker: BrokerDouble) -> None:
@@ -256,8 +256,8 @@ def test_list_shows_history_while_the_broker_is_down(web: Web, broker: BrokerDou
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=99999", "state=gone", "cursor=zz", "cursor=b", "foo=1"])
-def test_bad_filter_is_400_with_its_name(web: Web, query: str) -> None:
-    answer = web.ask("GET", f"/v1/jobs?{query}")
+def test_bad_filter_is_400_with_its_name(module_web: Web, query: str) -> None:
+    answer = module_web.ask("GET", f"/v1/jobs?{query}")
     assert answer.status == 400
     assert answer.json()["key"] == f"query.{query.partition('=')[0]}"
 

@@ -73,10 +73,10 @@ def test_openapi_operations_are_well_formed() -> None:
         assert "enum" in schema or schema["type"] == "object"
 
 
-def test_every_get_route_answers(web: Web) -> None:
+def test_every_get_route_answers(module_web: Web) -> None:
     for route in ROUTES:
         if route.method == "GET" and "{" not in route.path and route.gives != "text/event-stream":
-            answer = web.ask("GET", route.path)
+            answer = module_web.ask("GET", route.path)
             assert answer.status == 200, (route.path, answer.body)
             assert answer.headers["Content-Type"].startswith(route.gives)
             assert "Content-Security-Policy" in answer.headers
@@ -114,24 +114,24 @@ def test_hosts_and_origins_never_raise(one: str, two: str) -> None:
         ({}, 202),
     ],
 )
-def test_other_sites_cannot_submit(web: Web, headers: dict[str, str], status: int) -> None:
-    assert web.ask("POST", "/v1/jobs", {"service": "hold"}, **headers).status == status
+def test_other_sites_cannot_submit(module_web: Web, headers: dict[str, str], status: int) -> None:
+    assert module_web.ask("POST", "/v1/jobs", {"service": "hold"}, **headers).status == status
 
 
-def test_own_origin_may_submit_and_nobody_gets_cors(web: Web) -> None:
-    answer = web.ask("POST", "/v1/jobs", {"service": "hold"}, Origin=web.url)
+def test_own_origin_may_submit_and_nobody_gets_cors(module_web: Web) -> None:
+    answer = module_web.ask("POST", "/v1/jobs", {"service": "hold"}, Origin=module_web.url)
     assert answer.status == 202
     assert not [name for name in answer.headers if name.lower().startswith("access-control")]
-    assert web.ask("GET", "/v1/status", Host="evil.example").status == 421
+    assert module_web.ask("GET", "/v1/status", Host="evil.example").status == 421
 
 
-def test_bodies_are_bounded(web: Web) -> None:
-    answer = web.ask("POST", "/v1/jobs", b'{"service": "' + b"x" * (33 << 20))
+def test_bodies_are_bounded(module_web: Web) -> None:
+    answer = module_web.ask("POST", "/v1/jobs", b'{"service": "' + b"x" * (33 << 20))
     assert answer.status == 413
     assert answer.json()["status"] == 413
 
 
-def test_any_bytes_are_answered_without_a_500(web: Web) -> None:
+def test_any_bytes_are_answered_without_a_500(module_web: Web) -> None:
     lines = [
         b"\x00\xff\xfe", b"GET", b"GET / HTTP/9.9\r\n\r\n", b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /v1/jobs/%00%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -149,8 +149,8 @@ def test_any_bytes_are_answered_without_a_500(web: Web) -> None:
         b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ]  # fmt: skip
     for line in lines:
-        assert raw(web, line) != 500, line
-    assert web.get("/healthz")["status"] == "ok"
+        assert raw(module_web, line) != 500, line
+    assert module_web.get("/healthz")["status"] == "ok"
 
 
 @settings(max_examples=60, deadline=None)
@@ -185,16 +185,16 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href") and value]
 
 
-def test_page_loads_only_what_is_served_here(web: Web) -> None:
-    page = web.ask("GET", "/")
+def test_page_loads_only_what_is_served_here(module_web: Web) -> None:
+    page = module_web.ask("GET", "/")
     links = Links()
     links.feed(page.body.decode())
     loaded = [link for link in links.found if not link.startswith("#")]
     assert {"/page.js", "/page.css"} <= set(loaded)
     for link in loaded:
-        assert web.ask("GET", link).status == 200, link
+        assert module_web.ask("GET", link).status == 200, link
     etag = page.headers["ETag"]
-    assert web.ask("GET", "/", If_None_Match=etag).status == 304
+    assert module_web.ask("GET", "/", If_None_Match=etag).status == 304
 
 
 # --- parts of status -------------------------------------------------------------------------------------------------
@@ -207,11 +207,11 @@ def test_readyz_says_what_a_job_would_meet(web: Web, broker: BrokerDouble) -> No
     assert answer.json()["reasons"] == ["no worker takes jobs"]
 
 
-def test_services_workers_connectors(web: Web) -> None:
-    services = {each["name"]: each for each in web.get("/v1/services")["services"]}
+def test_services_workers_connectors(module_web: Web) -> None:
+    services = {each["name"]: each for each in module_web.get("/v1/services")["services"]}
     assert services["echo"]["broker"]["waiting"] == 3
-    assert [each["name"] for each in web.get("/v1/workers")["workers"]] == ["gpu0"]
-    connectors = web.get("/v1/connectors")["connectors"]
+    assert [each["name"] for each in module_web.get("/v1/workers")["workers"]] == ["gpu0"]
+    connectors = module_web.get("/v1/connectors")["connectors"]
     assert connectors
     assert all("api_config" not in each for each in connectors)
 
