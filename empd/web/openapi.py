@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-import empd
 from empd.errors import FailureClass
 from empd.job import Outcome, State
 from empd.web import render
 from empd.web.problems import MEDIA_TYPE, Handler
+from empd.web.release import version
 from empd.web.submission import JobRequest
 
 _PARAMETER = re.compile(r"{(\w+)}")
@@ -107,7 +107,7 @@ def document(routes: Iterable[RouteLike]) -> bytes:
             "openapi": "3.1.0",
             "info": {
                 "title": "empd",
-                "version": empd.__version__,
+                "version": version(),
                 "description": "Jobs in, results out. "
                 f"States: {', '.join(state.name.lower() for state in State)}; "
                 f"outcomes: {', '.join(outcome.label for outcome in Outcome)}.",

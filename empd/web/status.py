@@ -8,7 +8,6 @@ from typing import Any
 
 from aiohttp import web
 
-import empd
 from empd import clock
 from empd.errors import NotRunning
 from empd.job import format_id
@@ -16,11 +15,12 @@ from empd.lifecycle import ChildKind
 from empd.memory.board import UNKNOWN, SlotState, SlotView
 from empd.web import context, render
 from empd.web.jobs import reply
+from empd.web.release import version
 
 
 async def healthz(_: web.Request) -> web.Response:
     """GET /healthz: this process lives."""
-    return reply({"status": "ok", "pid": os.getpid(), "version": empd.__version__})
+    return reply({"status": "ok", "pid": os.getpid(), "version": version()})
 
 
 async def readyz(request: web.Request) -> web.Response:
@@ -66,7 +66,7 @@ async def status(request: web.Request) -> web.Response:
     broker, error = await ask_broker(ctx)
     children = [child(view) for view in ctx.board.read_all() if is_taken(view)]
     body = {
-        "version": empd.__version__,
+        "version": version(),
         "at": render.time_of(clock.now().wall_ns),
         "ready": not (reasons := await not_ready(ctx)),
         "reasons": reasons,
