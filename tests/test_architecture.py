@@ -117,6 +117,8 @@ def imported(module: Module, names: set[str]) -> Iterator[tuple[int, str]]:
             if base.split(".")[0] != "empd":
                 continue
             for alias in node.names:
+                if base == "empd" and alias.name == "__version__":
+                    continue  # a constant that every room may say
                 deeper = f"{base}.{alias.name}"
                 yield node.lineno, deeper if deeper in names else base
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -53,10 +52,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     except EmpdError as error:
         return _complain(_one_line(str(error)), code_of(error))
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+    except SystemExit as error:
+        # Click's answer to a reader that has seen enough (`| head`), which is no failure.
+        return ExitCode.OK if isinstance(error.__context__, BrokenPipeError) else ExitCode.FAILED
     except OSError as error:
         return _complain(f"{error.filename or 'the system says'}: {error.strerror or error}", ExitCode.USAGE)
     return code if isinstance(code, int) else ExitCode.OK

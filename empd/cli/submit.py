@@ -118,11 +118,8 @@ def _explained(client: Client, service: str, error: Refused) -> Refused:
     """The refusal; for a service that does not exist, with the nearest one that does."""
     if error.failure is not FailureClass.UNMATCHABLE:
         return error
-    known = sorted(client.status().get("services", {}))
-    if service in known:
-        return error
-    reason = f"no service {service!r}{closest(service, known)} Known: {', '.join(known) or 'none'}"
-    return Refused(error.failure, reason)
+    known = [name for name in client.status().get("services", {}) if name != service]
+    return Refused(error.failure, error.reason + closest(service, known))
 
 
 def _announce(handle: JobHandle, json_output: bool) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from empd.client import Client
 from empd.errors import EmpdError, NotRunning
+from empd.settings import SETTINGS, load
 
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
@@ -43,32 +44,35 @@ class Daemon:
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="empd-demo-"))
         self.log = self.directory / "daemon.log"
+        (self.directory / "empd.toml").touch()
         (self.directory / "mapping.json").write_text(json.dumps(MAPPING, indent=2))
         self.endpoint = f"ipc://{self.directory}/run/empd.sock"
+        self._flags = {
+            "config": self.directory / "empd.toml",
+            "mapping": self.directory / "mapping.json",
+            "state_dir": self.directory / "state",
+            "runtime_dir": self.directory / "run",
+            "http": "127.0.0.1:0",
+            "gpus": "virtual:2",
+        }
         self._kept = False
         # The operator's own settings must not reach this daemon.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EMPD_")}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "empd", "run", *self._flags()],
+                [
+                    sys.executable,
+                    "-m",
+                    "empd",
+                    "run",
+                    *(f"{SETTINGS[name].flag}={value}" for name, value in self._flags.items()),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops its daemon
             )
-
-    def _flags(self) -> list[str]:
-        settings = {
-            "--config": self.directory / "empd.toml",
-            "--mapping": self.directory / "mapping.json",
-            "--state-dir": self.directory / "state",
-            "--runtime-dir": self.directory / "run",
-            "--http": "127.0.0.1:0",
-            "--gpus": "virtual:2",
-        }
-        (self.directory / "empd.toml").touch()
-        return [text for name, value in settings.items() for text in (name, str(value))]
 
     def connect(self) -> Client:
         """A client, once workers take jobs. Raises NotRunning with the log's last lines when that does not come."""
@@ -127,7 +131,10 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        # Asked before the files are gone that the settings name.
+        volatile_dir = load(self._flags, {}).volatile_dir
+        for directory in (self.directory, volatile_dir):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _parent(pid: int) -> int:

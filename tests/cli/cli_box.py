@@ -1,0 +1,89 @@
+"""One daemon for the command line's tests, and a way to run commands against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from empd.settings import load
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Box(NamedTuple):
+    """A daemon's directories, and the environment in which commands find it."""
+
+    directory: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    def empd(self, *arguments: str, stdin: str = "", timeout_s: float = 30.0) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "empd", *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+    """The condition's value once it holds."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Box]:
+    directory = Path(tempfile.mkdtemp(prefix="empd-", dir="/tmp"))
+    (directory / "empd.toml").touch()
+    own = {
+        "EMPD_CONFIG": str(directory / "empd.toml"),
+        "EMPD_STATE_DIR": str(directory / "state"),
+        "EMPD_RUNTIME_DIR": str(directory / "run"),
+        "EMPD_HTTP": "127.0.0.1:0",
+        "EMPD_GPUS": "virtual:2",
+        "EMPD_BACKOFF_S": "0.05",
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMPD_")} | own
+    volatile_dir = load(None, environment).volatile_dir
+    log = (directory / "daemon.log").open("wb")
+    process = subprocess.Popen([sys.executable, "-m", "empd", "run"], env=environment, stdout=log, stderr=log)
+    found = Box(directory, environment, process)
+    try:
+        eventually(lambda: (directory / "run/http").exists() and found.empd("status").code == 0)
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        log.close()
+        for path in (directory, volatile_dir):
+            shutil.rmtree(path, ignore_errors=True)
