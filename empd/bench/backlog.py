@@ -42,21 +42,32 @@ QUICK = Size(waiting=(20_000, 100_000), timed_jobs=200, runs=2)
 def measure(size: Size, place: str) -> Iterator[Figure]:
     """`memory.per_waiting_job.<n>` in bytes beyond the payload, `claim.daemon.<n>` as a ratio to 10 waiting."""
     settings = msgspec.to_builtins(size)
-    mapping = mapping_of({"parked": NO_OP, "noop": NO_OP}, instances=1, max_concurrent_jobs=512)
-    with Daemon(mapping, place) as daemon, daemon.client() as client:
-        parked = [worker["name"] for worker in client.status()["workers"] if worker["type"] == "parked"]
-        client.operate("drain", parked)
-        fill(daemon, FEW, size.payload_bytes)
-        few = _timed(client, size)
-        settle(client)
-        before = _memory(daemon)
-        waiting = 0
-        for total in size.waiting:
-            fill(daemon, total - waiting, size.payload_bytes)
-            waiting = total
+    # Claims are timed by turns, so there is one daemon with few jobs waiting and one with many.
+    with _parked(place) as few, _parked(place) as many, few.client() as few_client, many.client() as many_client:
+        for daemon, client in ((few, few_client), (many, many_client)):
+            _drain(client)
+            fill(daemon, FEW, size.payload_bytes)
+            _warm_up(client, size)
             settle(client)
-            yield _memory_figure(before, _memory(daemon), total, settings)
-        yield _claim_figure(few, _timed(client, size), waiting, settings)
+        before = _memory(many)
+        waiting = FEW
+        for total in size.waiting:
+            fill(many, total - waiting, size.payload_bytes)
+            waiting = total
+            settle(many_client)
+            yield _memory_figure(before, _memory(many), total, settings)
+        for client in (few_client, many_client):
+            _warm_up(client, size)
+        yield _claim_figure(_timed(few_client, many_client, size), waiting, settings)
+
+
+def _parked(place: str) -> Daemon:
+    return Daemon(mapping_of({"parked": NO_OP, "noop": NO_OP}, instances=1, max_concurrent_jobs=512), place)
+
+
+def _drain(client: Client) -> None:
+    parked = [worker["name"] for worker in client.status()["workers"] if worker["type"] == "parked"]
+    client.operate("drain", parked)
 
 
 def fill(daemon: Daemon, count: int, payload_bytes: int) -> None:
@@ -78,10 +89,21 @@ def settle(client: Client) -> None:
     wait_until(read, "history to read the journal", _SETTLE_TIMEOUT_S)
 
 
-def _timed(client: Client, size: Size) -> list[list[float]]:
+def _warm_up(client: Client, size: Size) -> None:
     for _ in range(size.timed_jobs // 10):
         job_us(client, "noop", size.payload_bytes)
-    return [[job_us(client, "noop", size.payload_bytes) for _ in range(size.timed_jobs)] for _ in range(size.runs)]
+
+
+def _timed(few: Client, many: Client, size: Size) -> list[tuple[list[float], list[float]]]:
+    """For each run, times beside few and beside many."""
+    pairs = [
+        [
+            (job_us(few, "noop", size.payload_bytes), job_us(many, "noop", size.payload_bytes))
+            for _ in range(size.timed_jobs)
+        ]
+        for _ in range(size.runs)
+    ]
+    return [([one for one, _ in run], [other for _, other in run]) for run in pairs]
 
 
 def _memory(daemon: Daemon) -> Memory:
@@ -90,7 +112,7 @@ def _memory(daemon: Daemon) -> Memory:
 
 def _memory_figure(before: Memory, after: Memory, count: int, settings: dict[str, Any]) -> Figure:
     payload_bytes = settings["payload_bytes"]
-    each = Memory(*((now - then) / count - payload_bytes for now, then in zip(after, before, strict=True)))
+    each = Memory(*((now - then) / (count - FEW) - payload_bytes for now, then in zip(after, before, strict=True)))
     return Figure(
         name=f"memory.per_waiting_job.{count}",
         value=each.uss,
@@ -102,14 +124,13 @@ def _memory_figure(before: Memory, after: Memory, count: int, settings: dict[str
     )
 
 
-def _claim_figure(few: list[list[float]], many: list[list[float]], count: int, settings: dict[str, Any]) -> Figure:
-    base = median([median(run) for run in few])
+def _claim_figure(runs: list[tuple[list[float], list[float]]], count: int, settings: dict[str, Any]) -> Figure:
     details = {
-        "p50_at_few_us": base,
-        "p50_at_many_us": median([median(run) for run in many]),
-        "p99_at_few_us": median([percentile(run, 99) for run in few]),
-        "p99_at_many_us": median([percentile(run, 99) for run in many]),
+        "p50_at_few_us": median([median(few) for few, _ in runs]),
+        "p50_at_many_us": median([median(many) for _, many in runs]),
+        "p99_at_few_us": median([percentile(few, 99) for few, _ in runs]),
+        "p99_at_many_us": median([percentile(many, 99) for _, many in runs]),
         "waiting_at_few": FEW,
     }
-    ratios = [median(run) / base for run in many]
+    ratios = [median(many) / median(few) for few, many in runs]
     return median_of(f"claim.daemon.{count}", "ratio", ratios, target=CLAIM_TARGET, details=details, settings=settings)

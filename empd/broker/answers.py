@@ -39,12 +39,19 @@ class Answers:
             else:
                 unfinished.append(requests.status(state, job))
         for seq, wanted in rows.items():
-            ended.append(self._from_row(seq, wanted))
+            found = self._from_row(seq, wanted)
+            if found is None:
+                unfinished += [JobStatus(job_id, "unknown", epoch=state.seq) for job_id in wanted]
+            else:
+                ended.append(found)
         return unfinished, ended
 
-    def _from_row(self, seq: int, wanted: set[int]) -> Results:
-        row = self._ledger.journal.read_from(seq, 1)[0]
-        results: Results = decode_body(row.kind, row.body)
+    def _from_row(self, seq: int, wanted: set[int]) -> Results | None:
+        """The results in a committed row; None when it was trimmed (a consumer fell too far behind)."""
+        found = self._ledger.journal.read_from(seq, 1)
+        if not found or found[0].seq != seq:
+            return None
+        results: Results = decode_body(found[0].kind, found[0].body)
         groups = [
             FinishedGroup(group.options, jobs)
             for group in results.groups

@@ -58,6 +58,7 @@ class ClientDesk:
         self._answers = Answers(self._queue, self._ledger)
         self._sessions: dict[bytes, Session] = {}
         self._identities: dict[int, bytes] = {}
+        self._asked: list[tuple[bytes, int, frames.Ask]] = []
         self._watchers: dict[int, set[bytes]] = {}
         self.status: Callable[[], dict[str, Any]] = dict
         self.operate: Callable[[str], None] = lambda verb: None
@@ -174,13 +175,19 @@ class ClientDesk:
     def _ask(self, identity: bytes, session: Session, frame: frames.Ask, now: Instant) -> None:
         if len(frame.ids) > ASK_MAX:
             raise ValueError(f"one Ask names at most {ASK_MAX} jobs, this one {len(frame.ids)}")
-        states, ended = self._answers.states(frame.ids)
-        for results in ended:
-            self._outbox.put(identity, results)
-        for job in states:
-            if job.id >> 32 != session.number and job.state != "unknown":
-                self._watchers.setdefault(job.id, set()).add(identity)
-        self._outbox.put(identity, frames.States(frame.request, states))
+        self._asked.append((identity, session.number, frame))
+
+    def answer(self) -> None:
+        """Answers what was asked in this pass, once it is committed: a job may have ended in it."""
+        for identity, session, frame in self._asked:
+            states, ended = self._answers.states(frame.ids)
+            for results in ended:
+                self._outbox.put(identity, results)
+            for job in states:
+                if job.id >> 32 != session and job.state != "unknown":
+                    self._watchers.setdefault(job.id, set()).add(identity)
+            self._outbox.put(identity, frames.States(frame.request, states))
+        self._asked.clear()
 
     def _selected(self, ids: list[int], wanted: JobFilter | None, states: tuple[State, ...] | None) -> list[int]:
         if ids or wanted is None:

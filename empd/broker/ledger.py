@@ -11,6 +11,7 @@ from empd.store.journal import Row, SqliteJournal
 REPLAY_ROWS = 512
 TRIM_ROWS = 400
 TRIM_JOBS_MAX = 2_000
+_REST_AFTER_NS = 3 * NS_PER_S
 TRIM_START_BYTES = 48 << 20
 """A journal below this is left alone: trimming costs more than it gives."""
 
@@ -24,6 +25,8 @@ class Ledger:
         self._disk_free_min_bytes = disk_free_min_bytes
         self._journal_bytes_max = journal_bytes_max
         self._checked_ns = 0
+        self._committed_ns = 0
+        self._worked = False
         self.closed = ""
         self.size_bytes = 0
         self.free_bytes = 0
@@ -43,7 +46,7 @@ class Ledger:
             seq = rows[-1].seq + 1
         return count
 
-    def commit(self) -> list[Row]:
+    def commit(self, now: Instant) -> list[Row]:
         """Makes the pass's facts durable and returns them as rows. Raises JournalError; then nothing may be sent."""
         pending = self._queue.pending
         if not pending:
@@ -53,6 +56,8 @@ class Ledger:
         self.journal.append(rows)
         self.journal.commit()
         self.commits += 1
+        self._worked = True
+        self._committed_ns = now.mono_ns
         return rows
 
     def check_disk(self, now: Instant) -> None:
@@ -69,8 +74,15 @@ class Ledger:
             )
         else:
             self.closed = ""
-            if not self.journal.reserve_held:
-                self.journal.restore_reserve()
+        if not self.journal.reserve_held and not self.journal.restore_reserve():
+            self.closed = self.closed or "the disk was full and the reserve is in use; what is accepted goes on"
+
+    def rest(self, now: Instant) -> None:
+        """Nothing happened for a while: lets the journal put its files in order, once."""
+        if self._worked and now.mono_ns - self._committed_ns > _REST_AFTER_NS:
+            self._worked = False
+            self.journal.idle_work()
+            self.size_bytes = self.journal.size_bytes()
 
     def trim(self, consumed_seq: int, now: Instant) -> bool:
         """Removes some rows that all consumers have processed (past `journal_bytes_max`: whether or not they have).

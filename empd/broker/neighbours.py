@@ -56,10 +56,11 @@ class Neighbours:
 
     def _settle(self, now: Instant) -> None:
         """Releases the claims of workers that no longer live. One of this supervisor's own died while there was no
-        broker to hear it; one of an earlier supervisor's was lost with it."""
+        broker to hear it; one of an earlier supervisor's was lost with it. One forked after this broker is not in the
+        picture and may be quicker than the record of its birth."""
         for worker in list(self._queue.state.workers.values()):
-            if worker.generation not in self._slots:
-                same = worker.generation >> 32 == self._child.generation >> 32
+            same = worker.generation >> 32 == self._child.generation >> 32
+            if worker.generation not in self._slots and not (same and worker.generation > self._child.generation):
                 self._gone(worker.generation, Exit.CRASHED if same else Exit.HOST_LOST, now)
         self.settled = True
 

@@ -92,7 +92,7 @@ class Broker:
         gc.freeze()
         gc.set_threshold(200_000, 50, 100)
         self.queue.start(clock.boot_id(), _version(), now)
-        self.ledger.commit()
+        self.ledger.commit(now)
         self._clients = Router(self._context, settings.clients_endpoint)
         self._workers = Router(self._context, settings.workers_endpoint)
         self._client_box = Outbox(self._clients)
@@ -151,6 +151,7 @@ class Broker:
             self.neighbours.kill(worker, job)
         self.queue.tie_clock(now)
         self.ledger.check_disk(now)
+        self.ledger.rest(now)
         if now.mono_ns - self._heartbeat_ns >= self._settings.heartbeat_s * NS_PER_S:
             self._heartbeat_ns = now.mono_ns
             self._activity.write(Activity(heartbeat_mono_ns=now.mono_ns))
@@ -176,12 +177,13 @@ class Broker:
     def _react(self) -> list[Row]:
         """Commits; puts what follows from the facts into the outboxes."""
         facts = [fact for _, _, fact in self.queue.pending]
-        rows = self.ledger.commit()
+        rows = self.ledger.commit(clock.now())
         for fact, row in zip(facts, rows, strict=True):
             if fact.kind is Kind.RESULTS:
                 self.clients.results(fact.body, row.body)
             elif fact.kind is Kind.STOPPING:
                 self.workers.stopping(fact.body)
+        self.clients.answer()
         return rows
 
     def _send(self, rows: list[Row]) -> None:

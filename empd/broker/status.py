@@ -36,6 +36,7 @@ def picture(queue: Queue, ledger: Ledger, counters: dict[str, int], now: Instant
             "free_bytes": ledger.free_bytes,
             "commits": ledger.commits,
             "trimmed_rows": ledger.trimmed_rows,
+            "loss": ledger.journal.loss,
         },
         "consumers": {name: consumer.seq for name, consumer in state.consumers.items()},
         "counters": {**counters, "stale_completions": queue.stale_completions},
