@@ -92,7 +92,8 @@ def _full(state: QueueState, policy: Policy, frame: Submit, count: int) -> str:
     size = sum(len(p) for group in frame.groups for p in group.payloads if isinstance(p, bytes))
     if state.payload_bytes + size > policy.queue_bytes_max:
         return f"the queue holds {state.payload_bytes} payload bytes, its bound is {policy.queue_bytes_max}"
-    keys = sum(len(group.keys) for group in frame.groups if group.keys)
+    # A key that is known names its job even when the table is full: the client only asks again.
+    keys = sum(1 for group in frame.groups for key in group.keys or () if key and key not in state.keys)
     if keys and len(state.keys) + keys > policy.idempotency_keys_max:
         return f"the table of idempotency keys is full ({policy.idempotency_keys_max}, idempotency_keys_max)"
     return ""
