@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -52,9 +53,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     except EmpdError as error:
         return _complain(_one_line(str(error)), code_of(error))
-    except SystemExit as error:
+    except SystemExit:
         # Click's answer to a reader that has seen enough (`| head`), which is no failure.
-        return ExitCode.OK if isinstance(error.__context__, BrokenPipeError) else ExitCode.FAILED
+        return ExitCode.OK
+    except BrokenPipeError:
+        # The same at our own flush; the interpreter's, at exit, must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
     except OSError as error:
         return _complain(f"{error.filename or 'the system says'}: {error.strerror or error}", ExitCode.USAGE)
     return code if isinstance(code, int) else ExitCode.OK

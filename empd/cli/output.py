@@ -138,4 +138,4 @@ def size(count: float) -> str:
 
 def wall_ns(text: str | None) -> int:
     """Unix nanoseconds of an ISO 8601 time; 0 for none."""
-    return int(datetime.datetime.fromisoformat(text).timestamp() * 1e9) if text else 0
+    return round(datetime.datetime.fromisoformat(text).timestamp() * 1e6) * 1000 if text else 0

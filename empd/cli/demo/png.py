@@ -43,7 +43,10 @@ def decode(data: bytes) -> Picture:
     channels = _CHANNELS[colour]
     stride = width * channels
     # No more is unpacked than the header announces.
-    raw = zlib.decompressobj().decompress(bytes(compressed), (stride + 1) * height)
+    try:
+        raw = zlib.decompressobj().decompress(bytes(compressed), (stride + 1) * height)
+    except zlib.error as error:
+        raise ValueError(f"a PNG file with damaged pixels: {error}") from None
     if len(raw) != (stride + 1) * height:
         raise ValueError("a PNG file that ends early")
     return Picture(width, height, channels, list(_unfiltered(raw, stride, channels)))
