@@ -239,7 +239,7 @@ class ClientDesk:
         self._stream.subscribe(identity, frame)
 
     def _cursor_ack(self, identity: bytes, session: Session, frame: frames.CursorAck, now: Instant) -> None:
-        self._stream.acknowledge(frame)
+        self._stream.acknowledge(identity, frame)
 
     # --- answers ---
 

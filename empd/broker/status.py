@@ -7,6 +7,7 @@ from typing import Any
 
 from empd.broker.ledger import Ledger
 from empd.clock import Instant
+from empd.queue import requests
 from empd.queue.claims import EVERYONE
 from empd.queue.machine import Queue
 from empd.queue.state import Worker
@@ -80,19 +81,18 @@ def _worker(worker: Worker) -> dict[str, Any]:
 
 
 def _services(queue: Queue, now: Instant) -> dict[str, dict[str, Any]]:
-    depths = queue.depths()
+    depths = requests.depths(queue.room)
     found: dict[str, dict[str, Any]] = {}
     for service in sorted(set(queue.policy.services) | set(depths)):
-        depth = depths.get(service, {"waiting": 0, "oldest_ns": 0})
+        waiting, oldest = depths.get(service, (0, 0))
         offers = [
             (worker, worker.offers[service])
             for worker in queue.state.workers.values()
             if worker.connected and service in worker.offers
         ]
         reasons = sorted({offer.reason or worker.reason for worker, offer in offers} - {""})
-        oldest = depth["oldest_ns"]
         found[service] = {
-            "waiting": depth["waiting"],
+            "waiting": waiting,
             "oldest_age_s": max(now.wall_ns - oldest, 0) / 1e9 if oldest else 0.0,
             "workers": len(offers),
             "slots": sum(min(offer.slots, worker.slots) for worker, offer in offers),

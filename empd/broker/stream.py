@@ -48,7 +48,7 @@ class Stream:
     def __init__(self, router: Router, journal: SqliteJournal) -> None:
         self._router = router
         self._journal = journal
-        self._subscribers: dict[str, Subscriber] = {}
+        self._subscribers: dict[tuple[bytes, str], Subscriber] = {}
 
     def subscribe(self, identity: bytes, frame: frames.Subscribe) -> None:
         """Begins, or begins anew, a consumer's subscription."""
@@ -56,24 +56,28 @@ class Stream:
         if subscriber.next_seq < self._journal.first_seq:
             self._router.send(identity, encode(frames.Reset(frame.consumer, self._journal.first_seq)))
             subscriber.next_seq = self._journal.first_seq
-        self._subscribers[frame.consumer] = subscriber
+        if frame.consumer:  # a named consumer has one cursor, and so one subscription
+            for key in [key for key in self._subscribers if key[1] == frame.consumer]:
+                del self._subscribers[key]
+        self._subscribers[identity, frame.consumer] = subscriber
 
-    def acknowledge(self, frame: frames.CursorAck) -> None:
+    def acknowledge(self, identity: bytes, frame: frames.CursorAck) -> None:
         """A consumer says how far it is."""
-        subscriber = self._subscribers.get(frame.consumer)
+        subscriber = self._subscribers.get((identity, frame.consumer))
         if subscriber is not None:
             subscriber.acknowledge(frame.seq)
 
     def cursors(self) -> dict[str, int]:
         """How far each connected consumer is."""
-        return {name: subscriber.processed_seq() for name, subscriber in self._subscribers.items() if name}
+        return {name: subscriber.processed_seq() for (_, name), subscriber in self._subscribers.items() if name}
 
     def feed(self, committed: list[Row]) -> bool:
         """Sends what subscribers have room for; `committed` are the rows of this pass. True when one is behind."""
         behind = False
-        for name, subscriber in list(self._subscribers.items()):
+        for key, subscriber in list(self._subscribers.items()):
             if not self._feed_one(subscriber, committed):
-                del self._subscribers[name]
+                del self._subscribers[key]  # gone, or it does not read: it subscribes anew when it is told to resync
+                self._router.send(subscriber.identity, encode(frames.Resync()))
             elif subscriber.next_seq <= self._journal.last_seq and len(subscriber.ahead) < subscriber.window:
                 behind = True
         return behind

@@ -55,7 +55,7 @@ def claim(evolver: Evolver, worker: Worker, at_ns: int) -> Claim | None:
             break
         if limits:
             limits[run[0].options.spec.service] -= len(run)
-        evolver.assign(worker, run, state.next_epoch, at_ns)
+        evolver.attempts.assign(worker, run, state.next_epoch, at_ns)
         taken += run
         free -= len(run)
     if not taken:

@@ -11,9 +11,10 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-from empd.job import Cause, Outcome, State
+from empd.job import State
 from empd.payload import BlobRef, Carried
 from empd.queue import rows
+from empd.queue.attempts import Attempts
 from empd.queue.carry import restore_carry
 from empd.queue.options import OptionsTable
 from empd.queue.room import WaitingRoom
@@ -27,11 +28,10 @@ from empd.queue.state import (
     Options,
     QueueState,
     Session,
-    Worker,
+    count_open,
     extra_of,
-    worker_of,
+    steady_ns,
 )
-from empd.result import FinishedJob
 
 HISTORY = "history"
 _ANSWERS_KEPT = 256
@@ -44,18 +44,19 @@ class Evolver:
         self.state = state
         self.room = room
         self.options = options
+        self.attempts = Attempts(state, room, options)
         self._apply: dict[Kind, Callable[[int, int, Fact], None]] = {
             Kind.STARTED: self._started,
             Kind.CLOCK: self._clock,
             Kind.SESSION: self._session,
             Kind.SUBMITTED: self._submitted,
             Kind.TAKEN: self._taken,
-            Kind.ASSIGNED: self._assigned,
-            Kind.RESULTS: self._results,
-            Kind.REQUEUED: self._requeued,
-            Kind.STOPPING: self._stopping,
-            Kind.RETRIED: self._retried,
-            Kind.CHECKPOINT: self._checkpoint,
+            Kind.ASSIGNED: self.attempts.assigned,
+            Kind.RESULTS: self.attempts.results,
+            Kind.REQUEUED: self.attempts.requeued,
+            Kind.STOPPING: self.attempts.stopping,
+            Kind.RETRIED: self.attempts.retried,
+            Kind.CHECKPOINT: self.attempts.checkpoint,
             Kind.STATE: self._connector_state,
             Kind.CURSOR: self._cursor,
             Kind.OPERATED: self._operated,
@@ -68,10 +69,6 @@ class Evolver:
         seq = self.state.seq = self.state.seq + 1
         self._apply[fact.kind](seq, at_ns, fact)
         return seq
-
-    def mono_ns(self, at_ns: int) -> int:
-        """The steady time of a wall time, by the newest row that tied the two."""
-        return at_ns - self.state.wall_minus_mono_ns
 
     # --- the broker itself ---
 
@@ -101,7 +98,13 @@ class Evolver:
         state = self.state
         state.sessions_opened = max(state.sessions_opened, body.session)
         state.sessions[body.session] = Session(
-            body.session, body.token, body.name, touched=seq, seen_mono_ns=self.mono_ns(at_ns), answers={}, skipped=[]
+            body.session,
+            body.token,
+            body.name,
+            touched=seq,
+            seen_mono_ns=steady_ns(self.state, at_ns),
+            answers={},
+            skipped=[],
         )
 
     def _submitted(self, seq: int, at_ns: int, fact: Fact) -> None:
@@ -115,7 +118,7 @@ class Evolver:
                 for job, key in zip(jobs, group.keys, strict=True):
                     self._remember_key(job, key)
             job_id += len(jobs)
-        self._count_open(fact.origin, job_id - first)
+        count_open(self.state, fact.origin, job_id - first)
         self._advance(fact.origin, submit.number, submit.first + job_id - first)
 
     def _taken(self, seq: int, at_ns: int, fact: Fact) -> None:
@@ -133,7 +136,7 @@ class Evolver:
                     if group.keys:
                         self._remember_key(job, group.keys[position])
                 index += 1
-        self._count_open(fact.origin, index - len(left_out))
+        count_open(self.state, fact.origin, index - len(left_out))
         session = self.state.sessions.get(fact.origin)
         if session is not None:
             for number, refusals in body.skipped:
@@ -150,14 +153,6 @@ class Evolver:
             session.frame_number = frame_number
             session.next_job = next_job
 
-    def _count_open(self, session_number: int, change: int) -> None:
-        open_jobs = self.state.open_jobs
-        count = open_jobs.get(session_number, 0) + change
-        if count > 0:
-            open_jobs[session_number] = count
-        else:
-            open_jobs.pop(session_number, None)
-
     def _enter(self, jobs: list[Job], options: Options, at_ns: int) -> None:
         state = self.state
         held = state.jobs
@@ -167,7 +162,7 @@ class Evolver:
             payload = job.payload
             size += len(payload) if type(payload) is bytes else self._refer(payload)
         state.payload_bytes += size
-        mono_ns = self.mono_ns(at_ns)
+        mono_ns = steady_ns(self.state, at_ns)
         for limit_ns, kind in ((options.queue_timeout_ns, "queue"), (options.total_timeout_ns, "total")):
             if limit_ns:
                 for job in jobs:
@@ -189,167 +184,6 @@ class Evolver:
             extra_of(job).key = key
             fingerprint = payload_fingerprint(job.options.spec.service, job.payload)
             self.state.keys[key] = Key(job.id, fingerprint, 0, job.touched)
-
-    # --- attempts ---
-
-    def _assigned(self, seq: int, at_ns: int, fact: Fact) -> None:
-        body: rows.Assigned = fact.body
-        worker = worker_of(self.state, body.worker, body.generation)
-        jobs = self.state.jobs
-        found = [jobs[job_id] for job_id in body.ids if job_id in jobs]
-        if len(found) == len(body.ids):
-            self.assign(worker, found, body.first_epoch, at_ns)
-            for group in {job.options.group for job in found}:
-                group.head()
-            return
-        for offset, job_id in enumerate(body.ids):
-            if job_id in jobs:
-                self.assign(worker, [jobs[job_id]], body.first_epoch + offset, at_ns)
-        self.state.next_epoch = max(self.state.next_epoch, body.first_epoch + len(body.ids))
-
-    def assign(self, worker: Worker, jobs: list[Job], first_epoch: int, at_ns: int) -> None:
-        """The jobs are held by the worker, under consecutive epochs."""
-        epoch = first_epoch
-        held = worker.held
-        mono_ns = self.mono_ns(at_ns)
-        nearest = worker.limit_ns
-        assigned, waiting = State.ASSIGNED, State.WAITING
-        for job in jobs:
-            options = job.options
-            if job.state is waiting:
-                options.group.waiting -= 1
-            job.state = assigned
-            job.epoch = epoch
-            epoch += 1
-            job.holder = worker
-            job.started_ns = at_ns
-            job.attempts += 1
-            held[job.id] = job
-            if options.timeout_ns:
-                limit_ns = job.limit_ns = mono_ns + options.timeout_ns
-                if limit_ns < nearest or not nearest:
-                    nearest = limit_ns
-        worker.limit_ns = nearest
-        jobs[0].options.group.head()  # drops what was assigned from the head of the line
-        self.state.next_epoch = max(self.state.next_epoch, epoch)
-
-    def _release(self, job: Job) -> None:
-        worker = job.holder
-        if worker is not None:
-            worker.held.pop(job.id, None)
-            job.holder = None
-            if not worker.held and not worker.connected:
-                self.state.workers.pop(worker.key, None)
-        job.epoch = 0
-        job.limit_ns = 0
-
-    def _results(self, seq: int, at_ns: int, fact: Fact) -> None:
-        state = self.state
-        jobs = state.jobs
-        ended: list[int] = []
-        known = 0
-        for group in fact.body.groups:
-            for finished in group.jobs:
-                job = jobs.get(finished.id)
-                if finished.outcome == Outcome.DEAD:
-                    if job is not None:
-                        self._bury(job, finished)
-                    continue
-                ended.append(finished.id)
-                if job is not None:
-                    del jobs[finished.id]
-                    self._end(job, at_ns)
-                    known += 1
-        if ended:
-            self._count_open(fact.body.session, -known)
-            session = state.sessions.get(fact.body.session)
-            if session is not None:
-                session.seen_mono_ns = self.mono_ns(at_ns)
-            state.recent.update(dict.fromkeys(ended, seq))
-            state.recent_rows.append((seq, ended))
-
-    def _end(self, job: Job, at_ns: int) -> None:
-        state = self.state
-        if job.state is State.WAITING:
-            job.options.group.waiting -= 1
-        elif job.state is State.DEAD:
-            state.dead -= 1
-        worker = job.holder
-        if worker is not None:
-            worker.held.pop(job.id, None)
-            job.holder = None
-            if not worker.connected and not worker.held:
-                state.workers.pop(worker.key, None)
-        job.state = State.DEAD  # a stale entry in the waiting room no longer counts
-        payload = job.payload
-        if type(payload) is bytes:
-            state.payload_bytes -= len(payload)
-        else:
-            self._unrefer(payload)
-        job.payload = b""
-        extra = job.extra
-        if extra is not None and extra.key and extra.key in state.keys:
-            state.keys[extra.key].ended_ns = at_ns
-
-    def _unrefer(self, payload: Carried) -> None:
-        assert isinstance(payload, BlobRef)
-        left = self.state.blobs.pop(payload.id, 1) - 1
-        if left:
-            self.state.blobs[payload.id] = left
-        else:
-            self.state.released.append(payload)
-
-    def _bury(self, job: Job, finished: FinishedJob) -> None:
-        if job.state is State.WAITING:
-            job.options.group.waiting -= 1
-        self._release(job)
-        job.state = State.DEAD
-        extra_of(job).error = finished.error
-        self.state.dead += 1
-
-    def _requeued(self, seq: int, at_ns: int, fact: Fact) -> None:
-        state = self.state
-        for item in fact.body.jobs:
-            job = state.jobs.get(item.id)
-            if job is None or job.epoch != item.epoch:
-                continue
-            self._release(job)
-            extra = extra_of(job)
-            extra.error = item.error or extra.error
-            extra.stop = ""
-            extra.charges = charged(extra.charges, Cause(item.cause))
-            if item.delay_ns:
-                job.state = State.DELAYED
-                extra.ready_ns = at_ns + item.delay_ns
-                heapq.heappush(state.due_mono, (self.mono_ns(at_ns) + item.delay_ns, job.id))
-            else:
-                job.state = State.WAITING
-                self.room.add(job)
-
-    def _stopping(self, seq: int, at_ns: int, fact: Fact) -> None:
-        grace_ns = self.mono_ns(at_ns) + self.options.policy.stop_grace_ns
-        for item in fact.body.jobs:
-            job = self.state.jobs.get(item.id)
-            if job is not None and job.epoch == item.epoch:
-                job.state = State.CANCELLING
-                job.limit_ns = 0
-                extra_of(job).stop = item.failure
-                heapq.heappush(self.state.graces, (grace_ns, job.id, job.epoch))
-
-    def _retried(self, seq: int, at_ns: int, fact: Fact) -> None:
-        for job_id in fact.body.ids:
-            job = self.state.jobs.get(job_id)
-            if job is not None and job.state is State.DEAD:
-                self.state.dead -= 1
-                extra = extra_of(job)
-                extra.charges, extra.error, extra.stop = (0, 0, 0), None, ""
-                job.state = State.WAITING
-                self.room.add(job)
-
-    def _checkpoint(self, seq: int, at_ns: int, fact: Fact) -> None:
-        job = self.state.jobs.get(fact.body.id)
-        if job is not None:
-            extra_of(job).checkpoint = fact.body.data
 
     # --- everything else that is remembered ---
 
@@ -378,11 +212,11 @@ class Evolver:
         for job_id in body.dead:
             job = state.jobs.pop(job_id, None)
             if job is not None:
-                self._count_open(job_id >> 32, -1)
-                self._end(job, at_ns)
+                count_open(self.state, job_id >> 32, -1)
+                self.attempts.end(job, at_ns)
 
     def _carry(self, seq: int, at_ns: int, fact: Fact) -> None:
-        restore_carry(self.state, self.room, self.options, seq, (self.mono_ns(at_ns), at_ns), fact.body)
+        restore_carry(self.state, self.room, self.options, seq, (steady_ns(self.state, at_ns), at_ns), fact.body)
 
 
 def payload_fingerprint(service: str, payload: Carried) -> bytes:
@@ -390,18 +224,6 @@ def payload_fingerprint(service: str, payload: Carried) -> bytes:
     digest = hashlib.blake2b(service.encode(), digest_size=16)
     digest.update(payload if isinstance(payload, bytes) else f"{payload.size}:{payload.crc32}".encode())
     return digest.digest()
-
-
-def charged(charges: tuple[int, int, int], cause: Cause) -> tuple[int, int, int]:
-    """The charges after one more attempt ended by `cause`."""
-    faults, crashes, losses = charges
-    if cause is Cause.JOB_FAULT:
-        return faults + 1, crashes, losses
-    if cause is Cause.WORKER_CRASHED:
-        return faults, crashes + 1, losses
-    if cause is Cause.HOST_LOST:
-        return faults, crashes, losses + 1
-    return charges
 
 
 def forget_recent(state: QueueState, through_seq: int) -> None:

@@ -12,7 +12,6 @@ no randomness: the same calls give the same facts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from empd.clock import NS_PER_S, Instant
 from empd.job import State, Submit
@@ -116,9 +115,10 @@ class Queue:
         self.apply([Fact(Kind.OPERATED, rows.Operated(sorted(set(drained))))], now)
 
     def move_cursor(self, consumer: str, seq: int, now: Instant) -> None:
-        """A consumer of the event stream has processed rows up to `seq`. A cursor never goes back."""
+        """A consumer of the event stream has processed rows up to `seq`. A cursor never goes back, and does not
+        move for the row alone that said where it was."""
         known = self.state.consumers.get(consumer)
-        if known is None or seq > known.seq:
+        if known is None or (seq > known.seq and seq > known.touched):
             self.apply([Fact(Kind.CURSOR, rows.Cursor(consumer, seq))], now)
 
     # --- workers ---
@@ -187,7 +187,7 @@ class Queue:
 
     def checkpoint(self, worker: Worker, job_id: int, epoch: int, data: bytes, now: Instant) -> None:
         """Keeps a job's state for its next attempt. Raises StaleState when the epoch does not hold the job."""
-        self._fenced(worker, job_id, epoch)
+        _fenced(worker, job_id, epoch)
         if len(data) > self.policy.checkpoint_bytes_max:
             raise ValueError(f"a checkpoint has at most {self.policy.checkpoint_bytes_max} bytes, this has {len(data)}")
         self.apply([Fact(Kind.CHECKPOINT, rows.Checkpointed(job_id, data))], now)
@@ -196,7 +196,7 @@ class Queue:
         self, worker: Worker, fence: tuple[int, int], key: str, expected_version: int, data: bytes, now: Instant
     ) -> int:
         """Sets a connector's own state; returns its new version. Raises StaleState as the fence or the version asks."""
-        self._fenced(worker, *fence)
+        _fenced(worker, *fence)
         known = self.state.connector_states.get(key)
         version = known.version if known is not None else 0
         if version != expected_version:
@@ -207,12 +207,6 @@ class Queue:
             raise ValueError(f"there are {self.policy.states_max} states already")
         self.apply([Fact(Kind.STATE, rows.StateWritten(key, version + 1, data))], now)
         return version + 1
-
-    def _fenced(self, worker: Worker, job_id: int, epoch: int) -> Job:
-        job = worker.held.get(job_id)
-        if job is None or job.epoch != epoch:
-            raise StaleState("the job is no longer held under this epoch")
-        return job
 
     # --- time ---
 
@@ -241,13 +235,8 @@ class Queue:
         """The steady time at which `tick` is wanted."""
         return deadlines.next_deadline_ns(self.state, now)
 
-    def depths(self) -> dict[str, dict[str, Any]]:
-        """Waiting jobs by service: how many, and when the oldest was submitted."""
-        found: dict[str, dict[str, Any]] = {}
-        for group in self.room.groups():
-            entry = found.setdefault(group.service, {"waiting": 0, "oldest_ns": 0})
-            entry["waiting"] += group.waiting
-            oldest = group.oldest_ns() if group.waiting else 0
-            if oldest and (not entry["oldest_ns"] or oldest < entry["oldest_ns"]):
-                entry["oldest_ns"] = oldest
-        return found
+
+def _fenced(worker: Worker, job_id: int, epoch: int) -> None:
+    job = worker.held.get(job_id)
+    if job is None or job.epoch != epoch:
+        raise StaleState("the job is no longer held under this epoch")

@@ -8,7 +8,7 @@ from empd.clock import NS_PER_S
 from empd.errors import FailureClass
 from empd.job import Cause, Outcome, State
 from empd.lifecycle import Exit
-from empd.queue.evolve import charged
+from empd.queue.attempts import charged
 from empd.queue.policy import Policy, backoff_delay_ns
 from empd.queue.rows import Fact, Kind, Requeued, RequeuedJob
 from empd.queue.state import Job, Options, Worker

@@ -9,6 +9,7 @@ from empd.errors import FailureClass
 from empd.job import JobFilter, Outcome, State
 from empd.queue.claims import waiting_reason
 from empd.queue.outcomes import Ends
+from empd.queue.room import WaitingRoom
 from empd.queue.rows import Fact, Ids, Kind, Stopping, StoppingJob
 from empd.queue.state import Job, QueueState
 from empd.result import JobError, JobStatus
@@ -118,3 +119,13 @@ def status(state: QueueState, job: Job) -> JobStatus:
         reason=waiting_reason(state, job) if waits else (job.extra.stop if job.extra else ""),
         error=job.extra.error if job.extra else None,
     )
+
+
+def depths(room: WaitingRoom) -> dict[str, tuple[int, int]]:
+    """Waiting jobs by service: how many, and when (wall time) the oldest was submitted."""
+    found: dict[str, tuple[int, int]] = {}
+    for group in room.groups():
+        if group.waiting:
+            waiting, oldest_ns = found.get(group.service, (0, group.oldest_ns()))
+            found[group.service] = waiting + group.waiting, min(oldest_ns, group.oldest_ns())
+    return found

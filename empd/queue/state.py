@@ -184,3 +184,17 @@ def worker_of(state: QueueState, name: str, generation: int) -> Worker:
     if worker is None:
         worker = state.workers[name, generation] = Worker(name, generation)
     return worker
+
+
+def steady_ns(state: QueueState, at_ns: int) -> int:
+    """The steady time of a wall time, by the newest row that tied the two."""
+    return at_ns - state.wall_minus_mono_ns
+
+
+def count_open(state: QueueState, session_number: int, change: int) -> None:
+    """A session has so many more unfinished jobs."""
+    count = state.open_jobs.get(session_number, 0) + change
+    if count > 0:
+        state.open_jobs[session_number] = count
+    else:
+        state.open_jobs.pop(session_number, None)

@@ -1,0 +1,194 @@
+"""What facts about attempts do to the state: jobs are held, end, wait again, are stopped, get another chance."""
+
+from __future__ import annotations
+
+import heapq
+
+from empd.job import Cause, Outcome, State
+from empd.payload import BlobRef, Carried
+from empd.queue import rows
+from empd.queue.options import OptionsTable
+from empd.queue.room import WaitingRoom
+from empd.queue.rows import Fact
+from empd.queue.state import Job, QueueState, Worker, count_open, extra_of, steady_ns, worker_of
+from empd.result import FinishedJob
+
+
+class Attempts:
+    """The part of `evolve` that is about attempts."""
+
+    def __init__(self, state: QueueState, room: WaitingRoom, options: OptionsTable) -> None:
+        self.state = state
+        self.room = room
+        self.options = options
+
+    def assigned(self, seq: int, at_ns: int, fact: Fact) -> None:
+        body: rows.Assigned = fact.body
+        worker = worker_of(self.state, body.worker, body.generation)
+        jobs = self.state.jobs
+        found = [jobs[job_id] for job_id in body.ids if job_id in jobs]
+        if len(found) == len(body.ids):
+            self.assign(worker, found, body.first_epoch, at_ns)
+            for group in {job.options.group for job in found}:
+                group.head()
+            return
+        for offset, job_id in enumerate(body.ids):
+            if job_id in jobs:
+                self.assign(worker, [jobs[job_id]], body.first_epoch + offset, at_ns)
+        self.state.next_epoch = max(self.state.next_epoch, body.first_epoch + len(body.ids))
+
+    def assign(self, worker: Worker, jobs: list[Job], first_epoch: int, at_ns: int) -> None:
+        """The jobs are held by the worker, under consecutive epochs."""
+        epoch = first_epoch
+        held = worker.held
+        mono_ns = steady_ns(self.state, at_ns)
+        nearest = worker.limit_ns
+        assigned, waiting = State.ASSIGNED, State.WAITING
+        for job in jobs:
+            options = job.options
+            if job.state is waiting:
+                options.group.waiting -= 1
+            job.state = assigned
+            job.epoch = epoch
+            epoch += 1
+            job.holder = worker
+            job.started_ns = at_ns
+            job.attempts += 1
+            held[job.id] = job
+            if options.timeout_ns:
+                limit_ns = job.limit_ns = mono_ns + options.timeout_ns
+                if limit_ns < nearest or not nearest:
+                    nearest = limit_ns
+        worker.limit_ns = nearest
+        jobs[0].options.group.head()  # drops what was assigned from the head of the line
+        self.state.next_epoch = max(self.state.next_epoch, epoch)
+
+    def _release(self, job: Job) -> None:
+        worker = job.holder
+        if worker is not None:
+            worker.held.pop(job.id, None)
+            job.holder = None
+            if not worker.held and not worker.connected:
+                self.state.workers.pop(worker.key, None)
+        job.epoch = 0
+        job.limit_ns = 0
+
+    def results(self, seq: int, at_ns: int, fact: Fact) -> None:
+        state = self.state
+        jobs = state.jobs
+        ended: list[int] = []
+        known = 0
+        for group in fact.body.groups:
+            for finished in group.jobs:
+                job = jobs.get(finished.id)
+                if finished.outcome == Outcome.DEAD:
+                    if job is not None:
+                        self._bury(job, finished)
+                    continue
+                ended.append(finished.id)
+                if job is not None:
+                    del jobs[finished.id]
+                    self.end(job, at_ns)
+                    known += 1
+        if ended:
+            count_open(self.state, fact.body.session, -known)
+            session = state.sessions.get(fact.body.session)
+            if session is not None:
+                session.seen_mono_ns = steady_ns(self.state, at_ns)
+            state.recent.update(dict.fromkeys(ended, seq))
+            state.recent_rows.append((seq, ended))
+
+    def end(self, job: Job, at_ns: int) -> None:
+        state = self.state
+        if job.state is State.WAITING:
+            job.options.group.waiting -= 1
+        elif job.state is State.DEAD:
+            state.dead -= 1
+        worker = job.holder
+        if worker is not None:
+            worker.held.pop(job.id, None)
+            job.holder = None
+            if not worker.connected and not worker.held:
+                state.workers.pop(worker.key, None)
+        job.state = State.DEAD  # a stale entry in the waiting room no longer counts
+        payload = job.payload
+        if type(payload) is bytes:
+            state.payload_bytes -= len(payload)
+        else:
+            self._unrefer(payload)
+        job.payload = b""
+        extra = job.extra
+        if extra is not None and extra.key and extra.key in state.keys:
+            state.keys[extra.key].ended_ns = at_ns
+
+    def _unrefer(self, payload: Carried) -> None:
+        assert isinstance(payload, BlobRef)
+        left = self.state.blobs.pop(payload.id, 1) - 1
+        if left:
+            self.state.blobs[payload.id] = left
+        else:
+            self.state.released.append(payload)
+
+    def _bury(self, job: Job, finished: FinishedJob) -> None:
+        if job.state is State.WAITING:
+            job.options.group.waiting -= 1
+        self._release(job)
+        job.state = State.DEAD
+        extra_of(job).error = finished.error
+        self.state.dead += 1
+
+    def requeued(self, seq: int, at_ns: int, fact: Fact) -> None:
+        state = self.state
+        for item in fact.body.jobs:
+            job = state.jobs.get(item.id)
+            if job is None or job.epoch != item.epoch:
+                continue
+            self._release(job)
+            extra = extra_of(job)
+            extra.error = item.error or extra.error
+            extra.stop = ""
+            extra.charges = charged(extra.charges, Cause(item.cause))
+            if item.delay_ns:
+                job.state = State.DELAYED
+                extra.ready_ns = at_ns + item.delay_ns
+                heapq.heappush(state.due_mono, (steady_ns(self.state, at_ns) + item.delay_ns, job.id))
+            else:
+                job.state = State.WAITING
+                self.room.add(job)
+
+    def stopping(self, seq: int, at_ns: int, fact: Fact) -> None:
+        grace_ns = steady_ns(self.state, at_ns) + self.options.policy.stop_grace_ns
+        for item in fact.body.jobs:
+            job = self.state.jobs.get(item.id)
+            if job is not None and job.epoch == item.epoch:
+                job.state = State.CANCELLING
+                job.limit_ns = 0
+                extra_of(job).stop = item.failure
+                heapq.heappush(self.state.graces, (grace_ns, job.id, job.epoch))
+
+    def retried(self, seq: int, at_ns: int, fact: Fact) -> None:
+        for job_id in fact.body.ids:
+            job = self.state.jobs.get(job_id)
+            if job is not None and job.state is State.DEAD:
+                self.state.dead -= 1
+                extra = extra_of(job)
+                extra.charges, extra.error, extra.stop = (0, 0, 0), None, ""
+                job.state = State.WAITING
+                self.room.add(job)
+
+    def checkpoint(self, seq: int, at_ns: int, fact: Fact) -> None:
+        job = self.state.jobs.get(fact.body.id)
+        if job is not None:
+            extra_of(job).checkpoint = fact.body.data
+
+
+def charged(charges: tuple[int, int, int], cause: Cause) -> tuple[int, int, int]:
+    """The charges after one more attempt ended by `cause`."""
+    faults, crashes, losses = charges
+    if cause is Cause.JOB_FAULT:
+        return faults + 1, crashes, losses
+    if cause is Cause.WORKER_CRASHED:
+        return faults, crashes + 1, losses
+    if cause is Cause.HOST_LOST:
+        return faults, crashes, losses + 1
+    return charges
