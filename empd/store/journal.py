@@ -315,6 +315,7 @@ class SqliteJournal:
             if free_bytes >= worth_bytes and used_bytes <= _COMPACT_USED_BYTES:
                 self._execute("VACUUM")
                 self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._lay_out_log()
         except sqlite3.OperationalError:
             return  # a reader is in the way, or the disk is full: nothing was lost, and there is another idle moment
 
