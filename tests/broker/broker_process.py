@@ -149,6 +149,11 @@ class RawClient(Peer):
             if self.socket.poll(left_ms):
                 self.heard.append(self.decode(self.socket.recv()))
 
+    def told(self) -> list[int]:
+        """Jobs whose end has been told and not been waited for."""
+        results = [frame for frame in self.take() if type(frame) is frames.Results]
+        return [job.id for frame in results for ended in frame.groups for job in ended.jobs]
+
     def state_of(self, job_id: int) -> str:
         """The state the broker names."""
         states: frames.States = self.ask(frames.Ask, [job_id], answer=frames.States)
