@@ -53,6 +53,7 @@ def measure(size: Size, place: str) -> Iterator[Figure]:
     with Daemon(noop_mapping(), place) as daemon, daemon.client() as client, Echo() as echo, Commit(place) as commit:
         for _ in range(size.warm_up):
             job_us(client, "noop", size.payload_bytes)
+        before = daemon.cpu_s()
         for _ in range(size.runs):
             samples = Samples()
             for _ in range(size.rounds):
@@ -60,7 +61,11 @@ def measure(size: Size, place: str) -> Iterator[Figure]:
                 samples.commit.append(commit.once_ns() / 1e3)
                 samples.job.append(job_us(client, "noop", size.payload_bytes))
             runs.append(samples)
-    yield from _figures(runs, size)
+        after = daemon.cpu_s()
+    jobs = size.runs * size.rounds
+    # The bench's own share holds the echoes and commits too.
+    spent = {f"{kind}_cpu_us_per_job": (after[kind] - before[kind]) * 1e6 / jobs for kind in after if kind != "client"}
+    yield from _figures(runs, size, spent)
 
 
 def job_us(client: Client, service: str, payload_bytes: int) -> float:
@@ -71,13 +76,14 @@ def job_us(client: Client, service: str, payload_bytes: int) -> float:
     return (time.perf_counter_ns() - begun_ns) / 1e3
 
 
-def _figures(runs: list[Samples], size: Size) -> Iterator[Figure]:
+def _figures(runs: list[Samples], size: Size, spent: dict[str, float]) -> Iterator[Figure]:
     settings = {**msgspec.to_builtins(size), "durability": "fsync"}
     details = {
         "echo_p50_us": median([median(run.echo) for run in runs]),
         "commit_p50_us": median([median(run.commit) for run in runs]),
         "bound_us": median([run.floor for run in runs]),
         "bound": "2 × echo + 2 × commit = 1.0",
+        **spent,
     }
     tables = {
         "latency.fsync.p50": ("µs", [median(run.job) for run in runs], None),
