@@ -19,8 +19,8 @@ class Answers:
         self._ledger = ledger
 
     def states(self, ids: list[int]) -> tuple[list[JobStatus], list[Results]]:
-        """The states of unfinished jobs (of unknown ones: `unknown`, with the newest journal row as `epoch`, which
-        history has to reach before it can say no), and the results of ended ones."""
+        """The states of unfinished jobs (of unknown ones: `unknown`: what ended and is not in `recent` any more is in
+        history), and the results of ended ones."""
         state = self._queue.state
         unfinished: list[JobStatus] = []
         ended: list[Results] = []
@@ -30,7 +30,7 @@ class Answers:
             if job is None:
                 seq = state.recent.get(job_id)
                 if seq is None:
-                    unfinished.append(JobStatus(job_id, "unknown", epoch=state.seq))
+                    unfinished.append(JobStatus(job_id, "unknown"))
                 else:
                     rows.setdefault(seq, set()).add(job_id)
             elif job.state is State.DEAD:
@@ -41,7 +41,7 @@ class Answers:
         for seq, wanted in rows.items():
             found = self._from_row(seq, wanted)
             if found is None:
-                unfinished += [JobStatus(job_id, "unknown", epoch=state.seq) for job_id in wanted]
+                unfinished += [JobStatus(job_id, "unknown") for job_id in wanted]
             else:
                 ended.append(found)
         return unfinished, ended

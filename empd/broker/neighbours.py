@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from pathlib import Path
 
 from empd import lifecycle
@@ -47,7 +49,7 @@ class Neighbours:
             elif record.notice is Notice.GONE and record.kind is ChildKind.WORKER:
                 self._slots.pop(record.generation, None)
                 self._killing.discard(record.generation)
-                self._gone(record.generation, Exit(record.cause), now)
+                self._gone(record.generation, Exit(record.cause), record.status, now)
             elif record.notice is Notice.PICTURE_END:
                 self._settle(now)
             elif record.notice in (Notice.STOP, Notice.DRAIN):
@@ -61,13 +63,13 @@ class Neighbours:
         for worker in list(self._queue.state.workers.values()):
             same = worker.generation >> 32 == self._child.generation >> 32
             if worker.generation not in self._slots and not (same and worker.generation > self._child.generation):
-                self._gone(worker.generation, Exit.CRASHED if same else Exit.HOST_LOST, now)
+                self._gone(worker.generation, Exit.CRASHED if same else Exit.HOST_LOST, None, now)
         self.settled = True
 
-    def _gone(self, generation: int, how: Exit, now: Instant) -> None:
+    def _gone(self, generation: int, how: Exit, status: int | None, now: Instant) -> None:
         for key in [key for key in self._queue.state.workers if key[1] == generation]:
             worker = self._queue.state.workers[key]
-            evidence = self._evidence(generation) if worker.held else ""
+            evidence = f"{_ending(worker, status)}\n{self._evidence(generation)}" if worker.held else ""
             if worker.held:
                 _log.warning("worker %s is gone (%s) with %d jobs", worker.name, how.name.lower(), len(worker.held))
             self._queue.gone(key, how, evidence, now)
@@ -113,3 +115,14 @@ class Neighbours:
                 since_ns = max(started_ns, moved_ns)
                 if now.mono_ns - since_ns > limit_ns:
                     self._queue.stalled(job, now)
+
+
+def _ending(worker: Worker, status: int | None) -> str:
+    """The first line of the evidence: who ended, and by what."""
+    who = f"worker {worker.name} (pid {worker.pid}, generation {worker.generation:x})"
+    if status is None:
+        return f"{who} was gone when the broker came back"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"{who} was ended by signal {number} ({signal.strsignal(number)})"
+    return f"{who} exited with status {os.waitstatus_to_exitcode(status)}"
