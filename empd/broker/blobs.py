@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from empd.memory.arena import Arena
@@ -26,3 +27,8 @@ class BlobKeeper:
         for blob in released:
             self._arena.remove(blob.id)
         released.clear()
+
+    def close(self) -> None:
+        """The daemon ends: takes the volatile directory away, unless something in it is still wanted."""
+        with contextlib.suppress(OSError):
+            self._arena.volatile_dir.rmdir()

@@ -170,6 +170,7 @@ class Broker:
         self._clients.close()
         self._workers.close()
         self.ledger.journal.close()
+        self.blobs.close()
         self._context.destroy(linger=200)
 
     # --- the pass's end ---
