@@ -175,12 +175,13 @@ def test_reload_replaces_the_workers(box: Box) -> None:
 
 
 def test_journal_is_verified_and_exported_while_the_daemon_runs(box: Box) -> None:
+    assert box.empd("submit", "echo", "1", "--wait").json == {"steps": 1}
     found = box.empd("journal", "verify", "--json").json
     assert found["ok"]
     assert found["rows"] > 0
     lines = [json.loads(line) for line in box.empd("journal", "export", str(box.directory / "state")).out.splitlines()]
     assert [line["seq"] for line in lines] == list(range(lines[0]["seq"], lines[-1]["seq"] + 1))
-    assert {"started", "session", "taken", "assigned", "results"} <= {line["kind"] for line in lines}
+    assert {"started", "session", "submitted", "assigned", "results"} <= {line["kind"] for line in lines}
     assert box.empd("journal", "verify", "/nowhere").code == ExitCode.FAILED
 
 
