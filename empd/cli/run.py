@@ -14,10 +14,15 @@ from empd.settings import SETTINGS, Setting, Settings, load
 
 def _option(row: Setting) -> click.Option:
     accepts = "" if "\n" in row.accepted or len(row.accepted) > 90 else f" Takes {row.accepted}."
+    is_switch = isinstance(row.default, bool)
+    default = row.default_text.lower() if is_switch else row.default_text
     return click.Option(
         [row.flag, row.name],
         metavar="VALUE",
-        help=f"{row.help}{accepts}  [default: {row.default_text or 'none'}]",
+        # A switch may stand alone, as the journal's advice writes `--accept-loss`.
+        flag_value="true" if is_switch else None,
+        is_flag=False,
+        help=f"{row.help}{accepts}  [default: {default or 'none'}]",
     )
 
 
