@@ -11,6 +11,9 @@ from empd.store.journal import Row, SqliteJournal
 REPLAY_ROWS = 512
 TRIM_ROWS = 400
 TRIM_JOBS_MAX = 2_000
+TRIM_PAYLOAD_BYTES = 8 << 20
+_JOB_BYTES = 128
+_KEY_BYTES = 128
 _REST_AFTER_NS = 3 * NS_PER_S
 TRIM_START_BYTES = 48 << 20
 """A journal below this is left alone: trimming costs more than it gives."""
@@ -72,6 +75,11 @@ class Ledger:
                 f"{self.free_bytes >> 20} MiB of disk are free, below disk_free_min_bytes "
                 f"({self._disk_free_min_bytes >> 20} MiB); what is accepted goes on"
             )
+        elif self.size_bytes > self._journal_bytes_max + self._journal_bytes_max // 4:
+            self.closed = (
+                f"the journal holds {self.size_bytes >> 20} MiB that cannot be trimmed, above journal_bytes_max "
+                f"({self._journal_bytes_max >> 20} MiB); what is accepted goes on"
+            )
         else:
             self.closed = ""
         if not self.journal.reserve_held and not self.journal.restore_reserve():
@@ -86,21 +94,31 @@ class Ledger:
 
     def trim(self, consumed_seq: int, now: Instant) -> bool:
         """Removes some rows that all consumers have processed (past `journal_bytes_max`: whether or not they have).
-        Returns True when there is more to trim."""
+        Returns True when there is more to trim.
+
+        Only a journal that is mostly past is trimmed: what lives is written again, so that a large backlog would
+        otherwise be copied for ever.
+        """
         journal = self.journal
-        if self.size_bytes < min(TRIM_START_BYTES, self._journal_bytes_max):
+        live_bytes = self._live_bytes()
+        full = self.size_bytes >= self._journal_bytes_max and self.size_bytes > live_bytes + live_bytes // 4
+        if not full and self.size_bytes < TRIM_START_BYTES + 2 * live_bytes:
             return False
-        if self.size_bytes >= self._journal_bytes_max:
+        if full:
             consumed_seq = journal.last_seq
         newest = min(consumed_seq, journal.last_seq - 1, journal.first_seq + TRIM_ROWS - 1)
-        upto = carry.trim_point(self._queue.state, journal.first_seq, newest, TRIM_JOBS_MAX)
+        upto = carry.trim_point(self._queue.state, journal.first_seq, newest, (TRIM_JOBS_MAX, TRIM_PAYLOAD_BYTES))
         if upto < journal.first_seq:
             return False
         before = journal.first_seq
         journal.carry_and_trim(encode(self._queue.carry(upto, now)), upto)
         self.trimmed_rows += journal.first_seq - before
         self.size_bytes = journal.size_bytes()
-        return self.size_bytes >= TRIM_START_BYTES and newest < consumed_seq
+        return newest < consumed_seq
+
+    def _live_bytes(self) -> int:
+        state = self._queue.state
+        return state.payload_bytes + _JOB_BYTES * len(state.jobs) + _KEY_BYTES * len(state.keys)
 
 
 def encode(pending: Pending) -> list[Row]:

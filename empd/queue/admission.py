@@ -9,10 +9,9 @@ import msgspec
 from empd.errors import FailureClass
 from empd.job import JobGroup, Submit
 from empd.payload import BlobRef
-from empd.queue import options as job_options
 from empd.queue import rows
 from empd.queue.evolve import payload_fingerprint
-from empd.queue.options import OptionsTable
+from empd.queue.options import REASON_CHARS_MAX, OptionsTable
 from empd.queue.policy import Policy
 from empd.queue.rows import Fact, Kind
 from empd.queue.state import QueueState, Session
@@ -21,6 +20,9 @@ from empd.result import Refusal
 KEY_CHARS_MAX = 256
 _FULL_RETRY_AFTER_S = 1.0
 _JOB_NUMBER_MAX = 1 << 32
+_SKIPPED_KEPT = 256
+FRAME_JOBS_MAX = 4096
+"""Jobs in one frame: so many can be refused with their reasons in one frame."""
 
 
 class Admission(NamedTuple):
@@ -51,6 +53,8 @@ def submit(
     if frame.number <= session.frame_number or any(number == frame.number for number, _ in session.skipped):
         return _again(session, frame)
     count = sum(len(group.payloads) for group in frame.groups)
+    if count > FRAME_JOBS_MAX:
+        raise ValueError(f"a frame has at most {FRAME_JOBS_MAX} jobs, this one has {count}")
     if frame.first < session.next_job:
         raise ValueError(f"jobs start at {frame.first}, but the session's jobs up to {session.next_job - 1} are taken")
     if frame.first + count > _JOB_NUMBER_MAX:
@@ -61,7 +65,7 @@ def submit(
     whole = outside.closed or _full(state, table.policy, frame, count)
     if whole:
         refusal = [Refusal(i, FailureClass.UNAVAILABLE, whole, _FULL_RETRY_AFTER_S) for i in range(count)]
-        session.skipped.append((frame.number, refusal))
+        _skip(session, frame.number, refusal)
         return Admission([], refusal, [])
     judgement = _Judgement(state, table, outside)
     index = 0
@@ -72,10 +76,16 @@ def submit(
     if not refused and not existing and not session.skipped:
         return Admission([Fact(Kind.SUBMITTED, frame, session.number, raw)], [], [])
     if len(refused) == count:
-        session.skipped.append((frame.number, refused))
+        _skip(session, frame.number, refused)
         return Admission([], refused, [])
     taken = rows.Taken(msgspec.Raw(raw), refused, existing, list(session.skipped))
     return Admission([Fact(Kind.TAKEN, taken, session.number)], refused, existing)
+
+
+def _skip(session: Session, number: int, refused: list[Refusal]) -> None:
+    """Remembers the latest frames refused whole: a client sends again only what it has no answer to."""
+    session.skipped.append((number, refused))
+    del session.skipped[:-_SKIPPED_KEPT]
 
 
 def _again(session: Session, frame: Submit) -> Admission:
@@ -112,7 +122,7 @@ class _Judgement:
 
     def group(self, group: JobGroup, index: int) -> None:
         """Judges a group whose first job is at `index` of the frame."""
-        failure, reason = self._options(group)
+        failure, reason = self._table.judge(group.options)
         if failure:
             for position in range(len(group.payloads)):
                 self._refuse(index + position, failure, reason)
@@ -126,21 +136,7 @@ class _Judgement:
                     self._key(group, position, index + position)
 
     def _refuse(self, index: int, failure: str, reason: str) -> None:
-        self.refused.setdefault(index, Refusal(index, failure, reason))
-
-    def _options(self, group: JobGroup) -> tuple[str, str]:
-        try:
-            options = self._table.get(group.options)
-        except ValueError as error:
-            return FailureClass.INVALID_INPUT, str(error)
-        if options.problem is None:
-            wrong = job_options.problem(options.spec)
-            lacking = job_options.unmatchable(options.spec, self._table.policy)
-            if wrong:
-                options.problem = FailureClass.INVALID_INPUT, wrong
-            else:
-                options.problem = (FailureClass.UNMATCHABLE, lacking) if lacking else ("", "")
-        return options.problem
+        self.refused.setdefault(index, Refusal(index, failure, reason[:REASON_CHARS_MAX]))
 
     def _payloads(self, group: JobGroup, index: int, limit: int) -> None:
         for position, payload in enumerate(group.payloads):

@@ -8,7 +8,9 @@ speak of jobs that replay has not met yet; it passes over them, since the carry 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from itertools import takewhile
+from typing import Any
 
 from empd.job import State
 from empd.payload import BlobRef
@@ -18,49 +20,85 @@ from empd.queue.room import WaitingRoom
 from empd.queue.rows import Carry, Fact, Kind
 from empd.queue.state import ConnectorState, Consumer, Extra, Job, Key, QueueState, Session, worker_of
 
+_FACT_BYTES = 512 * 1024
+_JOB_BYTES = 256
+_KEYS_A_FACT = 2_000
+_SESSIONS_A_FACT = 32
 
-def trim_point(state: QueueState, oldest_seq: int, newest_seq: int, jobs_max: int) -> int:
-    """The furthest row up to `newest_seq` that can be trimmed with at most `jobs_max` jobs carried (at least the
-    rows of one job are). `oldest_seq - 1` when nothing can be trimmed."""
+
+def trim_point(state: QueueState, oldest_seq: int, newest_seq: int, limits: tuple[int, int]) -> int:
+    """The furthest row up to `newest_seq` that can be trimmed with at most `limits` (jobs, payload bytes) carried; at
+    least the jobs of one row are. `oldest_seq - 1` when nothing can be trimmed."""
+    jobs_max, bytes_max = limits
+    size = 0
     for count, job in enumerate(state.jobs.values()):
         if job.touched > newest_seq:
             break
-        if count >= jobs_max and job.touched > oldest_seq:
+        size += _payload_bytes(job)
+        if (count >= jobs_max or size > bytes_max) and job.touched > oldest_seq:
             return job.touched - 1
     return newest_seq
 
 
-def carry(state: QueueState, upto_seq: int) -> Fact:
-    """What rows up to `upto_seq` still have to say."""
-    return Fact(
-        Kind.CARRY,
-        Carry(
-            boot=state.boot,
-            sessions_opened=state.sessions_opened,
-            drained=sorted(state.drained),
-            next_epoch=state.next_epoch,
-            jobs=[_carried(job) for job in takewhile(lambda job: job.touched <= upto_seq, state.jobs.values())],
-            sessions=[
-                rows.CarriedSession(
-                    s.number, s.token, s.name, s.frame_number, s.next_job,
-                    [(number, refused, existing) for number, (refused, existing) in s.answers.items()],
-                )
-                for s in state.sessions.values() if s.touched <= upto_seq
-            ],
-            keys=[
-                rows.CarriedKey(name, key.job, key.fingerprint, key.ended_ns)
-                for name, key in state.keys.items() if key.touched <= upto_seq
-            ],
-            states=[
-                rows.StateWritten(name, value.version, value.data)
-                for name, value in state.connector_states.items() if value.touched <= upto_seq
-            ],
-            cursors=[
-                rows.Cursor(name, consumer.seq)
-                for name, consumer in state.consumers.items() if consumer.touched <= upto_seq
-            ],
-        ),
-    )  # fmt: skip
+def carry(state: QueueState, upto_seq: int) -> list[Fact]:
+    """What rows up to `upto_seq` still have to say, in facts of a bounded size."""
+    facts = list(_job_facts(state, upto_seq))
+    keys = [
+        _carried_key(name, key)
+        for name, key in takewhile(lambda item: item[1].touched <= upto_seq, state.keys.items())
+        if key.ended_ns
+    ]
+    facts += [_fact(state, keys=keys[i : i + _KEYS_A_FACT]) for i in range(0, len(keys), _KEYS_A_FACT)]
+    for name, value in takewhile(lambda item: item[1].touched <= upto_seq, state.connector_states.items()):
+        facts.append(_fact(state, states=[rows.StateWritten(name, value.version, value.data)]))
+    sessions = [_carried_session(s) for s in takewhile(lambda s: s.touched <= upto_seq, state.sessions.values())]
+    facts += [
+        _fact(state, sessions=sessions[i : i + _SESSIONS_A_FACT]) for i in range(0, len(sessions), _SESSIONS_A_FACT)
+    ]
+    cursors = [rows.Cursor(name, c.seq) for name, c in state.consumers.items() if c.touched <= upto_seq]
+    facts.append(_fact(state, cursors=cursors))
+    return facts
+
+
+def _job_facts(state: QueueState, upto_seq: int) -> Iterator[Fact]:
+    """Jobs, each with its idempotency key in the same row: the end of a job says when its key ended, so that no row
+    may keep the one without the other."""
+    jobs: list[Job] = []
+    size = 0
+    for job in takewhile(lambda job: job.touched <= upto_seq, state.jobs.values()):
+        jobs.append(job)
+        size += _payload_bytes(job) + _JOB_BYTES
+        if size >= _FACT_BYTES:
+            yield _job_fact(state, jobs)
+            jobs, size = [], 0
+    if jobs:
+        yield _job_fact(state, jobs)
+
+
+def _job_fact(state: QueueState, jobs: list[Job]) -> Fact:
+    names = [job.extra.key for job in jobs if job.extra is not None and job.extra.key]
+    keys = [_carried_key(name, state.keys[name]) for name in names if name in state.keys]
+    return _fact(state, jobs=[_carried(job) for job in jobs], keys=keys)
+
+
+def _carried_key(name: str, key: Key) -> rows.CarriedKey:
+    return rows.CarriedKey(name, key.job, key.fingerprint, key.ended_ns)
+
+
+def _payload_bytes(job: Job) -> int:
+    return len(job.payload) if type(job.payload) is bytes else 0
+
+
+def _fact(state: QueueState, **said: Any) -> Fact:
+    body = Carry(state.boot, state.sessions_opened, sorted(state.drained), next_epoch=state.next_epoch, **said)
+    return Fact(Kind.CARRY, body)
+
+
+def _carried_session(session: Session) -> rows.CarriedSession:
+    answers = [(number, refused, existing) for number, (refused, existing) in session.answers.items()]
+    return rows.CarriedSession(
+        session.number, session.token, session.name, session.frame_number, session.next_job, answers
+    )
 
 
 def _carried(job: Job) -> rows.CarriedJob:
@@ -89,16 +127,18 @@ def restore_carry(
         job.touched = seq
         state.jobs[job.id] = job
     for said in body.sessions:
-        session = state.sessions.get(said.session)
+        session = state.sessions.pop(said.session, None)
         if session is None:
             session = Session(said.session, said.token, said.name, answers={}, skipped=[], seen_mono_ns=at[0])
             session.frame_number, session.next_job = said.frame_number, said.next_job
             session.answers.update({number: (refused, existing) for number, refused, existing in said.answers})
-            state.sessions[said.session] = session
         session.touched = seq
+        state.sessions[said.session] = session
     for key in body.keys:
+        state.keys.pop(key.key, None)
         state.keys[key.key] = Key(key.job, key.fingerprint, key.ended_ns, seq)
     for value in body.states:
+        state.connector_states.pop(value.key, None)
         state.connector_states[value.key] = ConnectorState(value.version, value.data, seq)
     for cursor in body.cursors:
         state.consumers[cursor.consumer] = Consumer(cursor.seq, seq)

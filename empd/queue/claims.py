@@ -16,7 +16,7 @@ from empd.queue.state import Job, Options, QueueState, Worker
 
 EVERYONE = "*"
 CLAIM_BYTES_MAX = 768 * 1024
-"""Payload bytes that one claim carries, so that its frame stays below the limit."""
+"""Bytes of jobs that one claim carries, so that its frame stays below the limit."""
 
 
 class Claim(NamedTuple):
@@ -71,7 +71,9 @@ def _service_limits(worker: Worker) -> dict[str, int]:
         return {}
     limits = {service: offer.slots for service, offer in worker.offers.items()}
     for job in worker.held.values():
-        limits[job.options.spec.service] -= 1
+        service = job.options.spec.service
+        if service in limits:  # else it is offered no more
+            limits[service] -= 1
     return limits
 
 
@@ -97,9 +99,15 @@ def _next_run(worker: Worker, free: int, limits: dict[str, int]) -> list[Job]:
 
 
 def _within(run: list[Job], size: int) -> tuple[list[Job], int]:
+    options: Options | None = None
     for index, job in enumerate(run):
         payload = job.payload
         size += len(payload) + 64 if type(payload) is bytes else 128
+        if job.options is not options:
+            options = job.options
+            size += len(options.raw)
+        if job.extra is not None and job.extra.checkpoint is not None:
+            size += len(job.extra.checkpoint)
         if size > CLAIM_BYTES_MAX and index:
             return run[:index], size
     return run, size

@@ -16,6 +16,7 @@ from empd.result import JobError
 
 _HELD = (State.ASSIGNED, State.CANCELLING)
 _FORGET_MAX = 10_000
+_HEAP_SLACK = 1_000
 
 
 class Passed(NamedTuple):
@@ -28,8 +29,9 @@ class Passed(NamedTuple):
 def passed(state: QueueState, now: Instant) -> Passed:
     """Limits that have passed by now."""
     ends = Ends("", now.wall_ns)
-    stopping: list[StoppingJob] = []
+    stopping: dict[int, StoppingJob] = {}
     ended: set[int] = set()
+    _drop_ended(state)
     heap = state.deadlines
     while heap and heap[0][0] <= now.mono_ns:
         _, job_id, kind = heapq.heappop(heap)
@@ -37,18 +39,34 @@ def passed(state: QueueState, now: Instant) -> Passed:
         if job is None or job_id in ended or job.state is State.DEAD or (kind == "queue" and job.attempts):
             continue
         if job.state in _HELD:
-            if not (job.extra and job.extra.stop):
-                stopping.append(StoppingJob(job_id, job.epoch, FailureClass.EXPIRED))
+            # One that is being stopped for its run limit would run again: this end goes before that.
+            if job.extra is None or job.extra.stop in ("", FailureClass.TIMEOUT):
+                stopping[job_id] = StoppingJob(job_id, job.epoch, FailureClass.EXPIRED)
         else:
             ended.add(job_id)
             ends.add(job, Outcome.EXPIRED, JobError(FailureClass.EXPIRED, f"the {kind} time-out passed"))
     for worker in state.workers.values():
         if worker.limit_ns and worker.limit_ns <= now.mono_ns:
-            stopping += _over_limit(worker, now.mono_ns)
+            for over in _over_limit(worker, now.mono_ns):
+                stopping.setdefault(over.id, over)
     facts = ends.facts()
     if stopping:
-        facts.append(Fact(Kind.STOPPING, Stopping(stopping)))
+        facts.append(Fact(Kind.STOPPING, Stopping(list(stopping.values()))))
     return Passed(facts, _stuck(state, now.mono_ns))
+
+
+def _drop_ended(state: QueueState) -> None:
+    """Limits of ended jobs go once they are the greater part, so that far ones do not pile up."""
+    jobs = state.jobs
+    if len(state.deadlines) > _HEAP_SLACK + 4 * len(jobs):
+        state.deadlines = [entry for entry in state.deadlines if entry[1] in jobs]
+        heapq.heapify(state.deadlines)
+    if len(state.due_wall) > _HEAP_SLACK + 2 * len(jobs):
+        state.due_wall = [entry for entry in state.due_wall if entry[1] in jobs]
+        heapq.heapify(state.due_wall)
+    if len(state.due_mono) > _HEAP_SLACK + 2 * len(jobs):
+        state.due_mono = [entry for entry in state.due_mono if entry[1] in jobs]
+        heapq.heapify(state.due_mono)
 
 
 def _over_limit(worker: Worker, mono_ns: int) -> list[StoppingJob]:

@@ -189,6 +189,7 @@ class Evolver:
 
     def _connector_state(self, seq: int, at_ns: int, fact: Fact) -> None:
         body: rows.StateWritten = fact.body
+        self.state.connector_states.pop(body.key, None)  # kept in the order of rows
         self.state.connector_states[body.key] = ConnectorState(body.version, body.data, seq)
 
     def _cursor(self, seq: int, at_ns: int, fact: Fact) -> None:

@@ -78,8 +78,7 @@ class Queue:
 
     def carry(self, upto_seq: int, now: Instant) -> Pending:
         """The facts that let rows up to `upto_seq` be trimmed; evolved, for the journal to write while it trims."""
-        fact = carry(self.state, upto_seq)
-        return [(self.evolver.evolve(now.wall_ns, fact), now.wall_ns, fact)]
+        return [(self.evolver.evolve(now.wall_ns, fact), now.wall_ns, fact) for fact in carry(self.state, upto_seq)]
 
     # --- clients ---
 

@@ -8,10 +8,11 @@ of the negative ones none may be met. A bare dict is all positive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _MISSING = object()
+DEPTH_MAX = 16
 
 
 def matches(requirements: Mapping[str, Any] | None, capabilities: Mapping[str, Any]) -> bool:
@@ -48,7 +49,20 @@ def problem(requirements: Mapping[str, Any]) -> str:
     for name in ("positive_requirements", "negative_requirements"):
         if not isinstance(requirements.get(name) or {}, dict):
             return f"requirements.{name} must be an object"
-    return ""
+    level: list[Any] = [requirements]
+    for _ in range(DEPTH_MAX):
+        if any(isinstance(value, dict) and not all(isinstance(key, str) for key in value) for value in level):
+            return "requirements: every key must be a string"
+        level = [item for value in level for item in _members(value)]
+        if not level:
+            return ""
+    return f"requirements are nested deeper than {DEPTH_MAX} levels"
+
+
+def _members(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def _lookup(capabilities: Mapping[str, Any], path: str) -> Any:

@@ -3,9 +3,12 @@ share them."""
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from empd.clock import NS_PER_S
+from empd.errors import FailureClass
 from empd.job import PRIORITY_MAX, PRIORITY_MIN, JobOptions
 from empd.payload import ENCODINGS
 from empd.queue import matching
@@ -14,6 +17,9 @@ from empd.queue.room import WaitingRoom
 from empd.queue.state import Options
 
 INTERNED_MAX = 20_000
+INTERNED_BYTES_MAX = 64 << 20
+OPTIONS_BYTES_MAX = 32 * 1024
+REASON_CHARS_MAX = 160  # each refused job is told it, and all of a frame's answers go into one frame
 _decode = msgspec.msgpack.Decoder(JobOptions).decode
 _NO_POLICY = ServicePolicy()
 
@@ -25,41 +31,88 @@ class OptionsTable:
         self.policy = policy
         self._room = room
         self._known: dict[bytes, Options] = {}
+        self._known_bytes = 0
 
     def get(self, raw: msgspec.Raw) -> Options:
         """The options behind the bytes. Raises ValueError when they are none."""
         data = bytes(raw)
         options = self._known.get(data)
-        if options is None:
-            if len(self._known) >= INTERNED_MAX:
-                self._known.clear()
-            options = self._known[data] = self._resolve(data)
-        return options
+        return self._intern(data, _spec(data)) if options is None else options
+
+    def judge(self, raw: msgspec.Raw) -> tuple[str, str]:
+        """Why jobs with these options are not taken: failure class and reason, both empty when they are. What is
+        not taken leaves nothing behind."""
+        data = bytes(raw)
+        options = self._known.get(data)
+        if options is not None and options.problem is not None:
+            return options.problem
+        verdict: tuple[str, str] = (
+            FailureClass.INVALID_INPUT,
+            f"the options have {len(data)} bytes, accepted: {OPTIONS_BYTES_MAX}",
+        )
+        if len(data) <= OPTIONS_BYTES_MAX:
+            try:
+                verdict = self._verdict(_spec(data) if options is None else options.spec)
+            except ValueError as error:
+                verdict = FailureClass.INVALID_INPUT, str(error)
+        if verdict[0]:
+            return verdict[0], verdict[1][:REASON_CHARS_MAX]
+        (options or self.get(raw)).problem = verdict
+        return verdict
+
+    def forget(self) -> None:
+        """Resolves anew what comes from now on: groups were dropped."""
+        self._known.clear()
+        self._known_bytes = 0
 
     def replace_policy(self, policy: Policy) -> None:
         """New limits hold for jobs submitted from now on."""
         self.policy = policy
-        self._known.clear()
+        self.forget()
 
-    def _resolve(self, data: bytes) -> Options:
-        try:
-            spec = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"job options: {error}") from None
+    def _verdict(self, spec: JobOptions) -> tuple[str, str]:
+        if wrong := problem(spec):
+            return FailureClass.INVALID_INPUT, wrong
+        lacking = unmatchable(spec, self.policy)
+        return (FailureClass.UNMATCHABLE, lacking) if lacking else ("", "")
+
+    def _intern(self, data: bytes, spec: JobOptions) -> Options:
+        if len(self._known) >= INTERNED_MAX or self._known_bytes >= INTERNED_BYTES_MAX:
+            self.forget()
+        options = self._known[data] = self._resolve(data, spec)
+        self._known_bytes += len(data)
+        return options
+
+    def _resolve(self, data: bytes, spec: JobOptions) -> Options:
         service = self.policy.services.get(spec.service, _NO_POLICY)
         return Options(
             raw=msgspec.Raw(data),
             spec=spec,
             group=self._room.group(spec.service, spec.priority, spec.requirements),
-            timeout_ns=service.timeout_ns if spec.timeout_s is None else int(spec.timeout_s * NS_PER_S),
-            queue_timeout_ns=int((spec.queue_timeout_s or 0) * NS_PER_S),
-            total_timeout_ns=int((spec.total_timeout_s or 0) * NS_PER_S),
-            not_before_ns=int((spec.not_before or 0) * NS_PER_S),
+            timeout_ns=service.timeout_ns if spec.timeout_s is None else _ns(spec.timeout_s),
+            queue_timeout_ns=_ns(spec.queue_timeout_s),
+            total_timeout_ns=_ns(spec.total_timeout_s),
+            not_before_ns=_ns(spec.not_before),
             retries=service.retries if spec.retries is None else spec.retries,
         )
 
 
 _SECONDS_MAX = 10 * 365 * 86_400.0
+_UNIX_SECONDS_MAX = 8e9  # in nanoseconds it still fits 64 bits with sign
+
+
+def _spec(data: bytes) -> JobOptions:
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"job options: {error}") from None
+
+
+def _ns(seconds: float | None) -> int:
+    """Nanoseconds; what `problem` refuses (an old journal may hold it) counts as no limit."""
+    if not seconds or not math.isfinite(seconds):
+        return 0
+    return int(min(max(seconds, 0.0), _UNIX_SECONDS_MAX) * NS_PER_S)
 
 
 def problem(spec: JobOptions) -> str:
@@ -72,7 +125,7 @@ def problem(spec: JobOptions) -> str:
         value = getattr(spec, name)
         if value is not None and not 0 <= value <= _SECONDS_MAX:
             return f"{name} is {value}; accepted: 0 (no limit) to {_SECONDS_MAX:.0f} seconds"
-    if spec.not_before is not None and not 0 <= spec.not_before <= 1e11:
+    if spec.not_before is not None and not 0 <= spec.not_before <= _UNIX_SECONDS_MAX:
         return f"not_before is {spec.not_before}; accepted: a Unix time in seconds"
     if spec.retries is not None and not 0 <= spec.retries <= 1000:
         return f"retries is {spec.retries}; accepted: 0 to 1000"

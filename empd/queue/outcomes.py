@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from empd.clock import NS_PER_S
@@ -15,6 +17,10 @@ from empd.queue.state import Job, Options, Worker
 from empd.result import DoneJob, FailedJob, FinishedGroup, FinishedJob, JobError, Results
 
 _EVIDENCE_CHARS_MAX = 16_384
+_RESULTS_BYTES = 900 * 1024
+_FINISHED_BYTES = 64
+_REQUEUED_MAX = 32
+_WAIT_S_MAX = 7 * 86_400.0
 
 
 class DoneFrame(Protocol):
@@ -46,23 +52,40 @@ class Ends:
         )
 
     def facts(self) -> list[Fact]:
-        """One RESULTS fact for each session, one REQUEUED for all."""
-        facts = [
-            Fact(
-                Kind.RESULTS,
-                Results(
-                    session,
-                    self._worker,
-                    self._at_ns,
-                    [FinishedGroup(options.raw, jobs) for options, jobs in groups.values()],
-                ),
-                session,
-            )
-            for session, groups in self._groups.items()
-        ]
-        if self.requeued:
-            facts.append(Fact(Kind.REQUEUED, Requeued(self.requeued)))
+        """RESULTS facts for each session, each no larger than a frame; REQUEUED for all."""
+        facts = []
+        for session, groups in self._groups.items():
+            for frame in _frames(groups.values()):
+                facts.append(Fact(Kind.RESULTS, Results(session, self._worker, self._at_ns, frame), session))
+        for first in range(0, len(self.requeued), _REQUEUED_MAX):
+            facts.append(Fact(Kind.REQUEUED, Requeued(self.requeued[first : first + _REQUEUED_MAX])))
         return facts
+
+
+def _frames(groups: Iterable[tuple[Options, list[FinishedJob]]]) -> Iterator[list[FinishedGroup]]:
+    """The groups in portions, each of which fits into one frame."""
+    frame: list[FinishedGroup] = []
+    left = _RESULTS_BYTES
+    for options, jobs in groups:
+        begin = 0
+        left -= len(options.raw)
+        for index, job in enumerate(jobs):
+            result, error = job.result, job.error
+            size = _FINISHED_BYTES + (len(result) if type(result) is bytes else 0)
+            if error is not None:
+                size += len(error.failure) + 4 * (len(error.message) + len(error.evidence))
+            if job.usage:
+                size += sum(4 * len(name) + 16 for name in job.usage)
+            left -= size
+            if left < 0 and (frame or index > begin):
+                if index > begin:
+                    frame.append(FinishedGroup(options.raw, jobs[begin:index]))
+                yield frame
+                frame, begin = [], index
+                left = _RESULTS_BYTES - len(options.raw) - size
+        frame.append(FinishedGroup(options.raw, jobs[begin:] if begin else jobs))
+    if frame:
+        yield frame
 
 
 class Verdict(NamedTuple):
@@ -139,8 +162,16 @@ def _failed(policy: Policy, job: Job, failed: FailedJob, ends: Ends) -> None:
     if not failed.retry:
         ends.add(job, Outcome.FAILED, error, failed.usage)
         return
-    delay_ns = int((failed.retry_after_s or 0) * NS_PER_S)
+    delay_ns = int(_bounded_s(failed.retry_after_s) * NS_PER_S)
     _again(policy, job, cause, error, ends, delay_ns)
+
+
+def _bounded_s(seconds: float | None) -> float:
+    """A wait that an upstream service asked for; connectors hand on what they read, infinity and less than nothing
+    as well."""
+    if seconds is None or math.isnan(seconds):
+        return 0.0
+    return min(max(seconds, 0.0), _WAIT_S_MAX)
 
 
 def _stopped(policy: Policy, job: Job, ends: Ends) -> None:

@@ -148,7 +148,8 @@ class Consumer(msgspec.Struct, gc=False):
 
 
 class QueueState:
-    """Everything. `jobs` is kept in the order of `touched`, which is what trimming walks along."""
+    """Everything. `jobs`, `sessions`, `keys` and `connector_states` are kept in the order of `touched`, which is what
+    trimming walks along."""
 
     def __init__(self) -> None:
         self.boot = 0

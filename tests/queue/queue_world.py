@@ -174,7 +174,7 @@ class World:
         self.commit()
         first, last = self.journal[0][0], self.journal[-1][0]
         newest = first + int((last - first) * fraction)
-        upto = carry.trim_point(self.queue.state, first, newest, 1_000_000)
+        upto = carry.trim_point(self.queue.state, first, newest, (1_000_000, 1 << 30))
         carried = self.queue.carry(upto, self.now)
         for seq, at_ns, fact in carried:
             self.journal.append((seq, at_ns, int(fact.kind), fact.origin, fact.encoded()))
