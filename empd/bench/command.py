@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -57,6 +58,8 @@ def bench(names: tuple[str, ...], quick: bool, strict: bool, place: str) -> int:
 
 def main() -> None:
     """The module's command line."""
+    # A bench that is told to end takes its daemons with it, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(bench.main(prog_name="python -m empd.bench", standalone_mode=False))
     except click.ClickException as error:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from empd.bench import processes
 from empd.client import Client
 from empd.errors import EmpdError
+from empd.supervisor.prctl import die_with_parent
 
 PLACE = "/var/tmp"
 """Where state lies unless somebody says otherwise: on a disk, where /tmp may be memory."""
@@ -117,7 +118,15 @@ class Daemon:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EMPD_")}
         environment["NOTIFY_SOCKET"] = notify_path
         with self._log_path.open("ab") as log:
-            return subprocess.Popen(arguments, stdout=log, stderr=log, env=environment, start_new_session=True)
+            return subprocess.Popen(
+                arguments,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                # However the bench ends; it has no thread of its own yet when it starts a daemon.
+                preexec_fn=die_with_parent,  # noqa: PLW1509
+            )
 
     def _await_ready(self, notify: socket.socket, deadline_s: float) -> None:
         assert self._process is not None

@@ -26,7 +26,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How much is measured. `durabilities` are run in this order; targets are for the first, fsync."""
 
     jobs: int = 300_000
-    single_jobs: int = 150_000
+    single_jobs: int = 300_000
     runs: int = 5
     warm_up_jobs: int = 30_000
     durabilities: tuple[str, ...] = ("fsync", "os", "memory")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
-from empd.bench import command, scenarios
+from empd.bench import command, processes, scenarios
+from empd.bench.daemon import wait_until
 from empd.bench.figures import Figure, Scenario, Target, median_of
 
 README = (Path(__file__).parents[2] / "bench" / "README.md").read_text("utf-8")
@@ -57,6 +61,43 @@ def test_a_missed_target_fails_only_when_asked(runner: CliRunner, flags: list[st
 def test_the_module_lists_its_scenarios() -> None:
     ended = subprocess.run([sys.executable, "-m", "empd.bench", "--list"], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in ended.stdout.splitlines()] == list(scenarios.SCENARIOS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_bench_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "empd.bench", "idle", "--place", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    bench = psutil.Process(process.pid)
+    try:
+        wait_until(lambda: process.poll() is not None or len(bench.children(recursive=True)) == 5, "its daemon")
+        assert process.poll() is None, process.communicate()[1].decode()
+        family = bench.children(recursive=True)
+        [supervisor] = bench.children()
+        arguments = supervisor.cmdline()
+        runtime_dir = Path(arguments[arguments.index("--runtime-dir") + 1]).parent
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    wait_until(lambda: not any(processes.exists(child.pid) for child in family), "all of them to end", 10)
+    assert b"Traceback" not in said
+    if number is signal.SIGKILL:
+        shutil.rmtree(runtime_dir)
+    else:
+        assert process.returncode == 130
+        assert not runtime_dir.exists()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_not_there_is_refused() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "empd.bench", "--place", "/no/such/place"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "/no/such/place" in ended.stderr
 
 
 def test_an_unknown_scenario_is_one_line_and_no_traceback() -> None:
