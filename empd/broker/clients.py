@@ -252,3 +252,8 @@ class ClientDesk:
     def _bad(self, identity: bytes, request: int, message: str) -> None:
         self.bad_frames += 1
         self._error(identity, request, FailureClass.INVALID_INPUT, message)
+
+    def failed(self, identity: bytes, message: str) -> None:
+        """A frame could not be handled, through a fault of this program; nothing was changed."""
+        self.bad_frames += 1
+        self._error(identity, 0, FailureClass.INTERNAL, f"the frame could not be handled ({message}); please report it")

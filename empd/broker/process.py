@@ -132,10 +132,10 @@ class Broker:
         self._passes += 1
         if self._workers.socket in ready:
             for identity, data in self._workers.receive():
-                self.workers.handle(identity, data, now)
+                self._handle(self.workers, identity, data, now)
         if self._clients.socket in ready:
             for identity, data in self._clients.receive():
-                self.clients.handle(identity, data, now)
+                self._handle(self.clients, identity, data, now)
         if self._child.control.fileno() in ready and not self.neighbours.read(now):
             self._stopping = True
         self._stopping = self._stopping or self.neighbours.told_to_stop
@@ -144,6 +144,18 @@ class Broker:
             self.workers.claims(now)
         self._send(self._react())
         return self.queue.next_deadline_ns(now)
+
+    def _handle(self, desk: ClientDesk | WorkerDesk, identity: bytes, data: bytes, now: Instant) -> None:
+        seq = self.queue.state.seq
+        try:
+            desk.handle(identity, data, now)
+        except Exception as error:
+            # Whatever a peer sends, the others are served. Where nothing was decided yet the frame is answered and
+            # dropped; a fault in the middle of a change is left to a replay, which begins from what is committed.
+            if self.queue.state.seq != seq:
+                raise
+            _log.exception("a frame of %d bytes could not be handled", len(data))
+            desk.failed(identity, f"{type(error).__name__}: {error}")
 
     def on_tick(self, now: Instant) -> None:
         """What is due."""

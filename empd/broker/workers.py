@@ -151,3 +151,8 @@ class WorkerDesk:
 
     def _error(self, identity: bytes, request: int, failure: str, message: str) -> None:
         self._outbox.put(identity, frames.Error(request, failure, message))
+
+    def failed(self, identity: bytes, message: str) -> None:
+        """A frame could not be handled, through a fault of this program; nothing was changed."""
+        self.bad_frames += 1
+        self._error(identity, 0, FailureClass.INTERNAL, f"the frame could not be handled ({message}); please report it")
