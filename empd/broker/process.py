@@ -149,9 +149,9 @@ class Broker:
         seq = self.queue.state.seq
         try:
             desk.handle(identity, data, now)
+        # Whatever a peer sends, the others are served. Where nothing was decided yet the frame is answered and
+        # dropped; a fault in the middle of a change is left to a replay, which begins from what is committed.
         except Exception as error:
-            # Whatever a peer sends, the others are served. Where nothing was decided yet the frame is answered and
-            # dropped; a fault in the middle of a change is left to a replay, which begins from what is committed.
             if self.queue.state.seq != seq:
                 raise
             _log.exception("a frame of %d bytes could not be handled", len(data))
