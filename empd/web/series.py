@@ -26,9 +26,6 @@ _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
 _KINDS = ("counter", "gauge", "histogram")
 
-RENAMED = {"empd_jobs_total": "empd_attempts_total", "empd_job_run_seconds": "empd_attempt_run_seconds"}
-"""Workers see attempts. The names of jobs are kept for what the journal says: each job once, however it ended."""
-
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -134,7 +131,7 @@ def key_of(sample: Sample, source: str) -> Key | None:
         return None
     labels = dict(sample.labels)
     labels.setdefault("source", source)
-    return Key(sample.kind, RENAMED.get(sample.name, sample.name), tuple(sorted(labels.items())))
+    return Key(sample.kind, sample.name, tuple(sorted(labels.items())))
 
 
 def _never_less(key: Key, value: Value, before: Value | None) -> Value:

@@ -1,4 +1,7 @@
-"""A worker's metrics: plain numbers, counted where the work is done, gathered into one snapshot every few seconds."""
+"""A worker's metrics: plain numbers, counted where the work is done, gathered into one snapshot every few seconds.
+
+A worker sees attempts; `empd_jobs_total` is what the journal says: each job once, however it ended.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +46,9 @@ class Tally:
     def samples(self) -> list[Sample]:
         """The series of this service."""
         labels = {"service": self.service}
-        found = [Sample("counter", "empd_jobs_total", {**labels, "outcome": "completed", "cause": ""}, self.completed)]
+        found = [Sample("counter", "empd_attempts_total", {**labels, "outcome": "completed", "cause": ""}, self.completed)]
         for (outcome, cause), count in self.other.items():
-            found.append(Sample("counter", "empd_jobs_total", {**labels, "outcome": outcome, "cause": cause}, count))
+            found.append(Sample("counter", "empd_attempts_total", {**labels, "outcome": outcome, "cause": cause}, count))
         buckets = list(zip((*BOUNDS_S, float("inf")), accumulate(self._counts), strict=True))
-        found.append(Sample("histogram", "empd_job_run_seconds", labels, self._sum_ns / 1e9, buckets))
+        found.append(Sample("histogram", "empd_attempt_run_seconds", labels, self._sum_ns / 1e9, buckets))
         return found

@@ -264,9 +264,9 @@ def test_metrics_count_outcomes_and_times(broker: BrokerDouble, start) -> None:
     snapshot = until(lambda: broker.heard(Metrics))[-1]
     assert (snapshot.source, snapshot.generation) == ("cpu-0", 77)
     found = {(sample.name, *sorted(sample.labels.values())): sample for sample in snapshot.samples}
-    assert found["empd_jobs_total", "", "completed", "s"].value == 10
-    assert found["empd_jobs_total", "failed", "refused", "s"].value == 1
-    times = found["empd_job_run_seconds", "s"]
+    assert found["empd_attempts_total", "", "completed", "s"].value == 10
+    assert found["empd_attempts_total", "failed", "refused", "s"].value == 1
+    times = found["empd_attempt_run_seconds", "s"]
     assert times.buckets[-1][1] == 12
     assert times.buckets[-2][0] == 3600.0
 
