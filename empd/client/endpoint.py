@@ -1,4 +1,4 @@
-"""Where the local daemon is found."""
+"""Where the daemon is found, and with which keys it is spoken to."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ import os
 from pathlib import Path
 
 from empd import settings
+from empd.errors import ConfigError
 
 HISTORY_SOCKET_NAME = "history.sock"
+SYSTEM_SOCKET = Path("/run/empd/empd.sock")
+"""Where the daemon listens that systemd runs."""
 
 
 def find_endpoint(endpoint: str | None = None) -> str:
-    """The ZeroMQ endpoint to talk to: the one given, else `$EMPD_ENDPOINT`, else the one of the local settings.
+    """The ZeroMQ endpoint to talk to: the one given, else `$EMPD_ENDPOINT`, else the one of the local settings. Where
+    these say nothing and this user runs no daemon, the system's, if there is one.
 
     Raises ConfigError when it has to look into settings that are wrong.
     """
-    return endpoint or os.environ.get("EMPD_ENDPOINT") or settings.load().clients_endpoint
+    given = endpoint or os.environ.get("EMPD_ENDPOINT")
+    if given:
+        return given
+    found, sources = settings.load_with_sources()
+    own = found.clients_endpoint
+    said = {sources["endpoint"], sources["runtime_dir"]} != {"default"}
+    if said or Path(own.removeprefix("ipc://")).exists() or not _reachable(SYSTEM_SOCKET):
+        return own
+    return f"ipc://{SYSTEM_SOCKET}"
 
 
 def find_history(endpoint: str) -> str:
@@ -23,3 +35,27 @@ def find_history(endpoint: str) -> str:
     if not endpoint.startswith("ipc:///"):
         return settings.load().history_endpoint
     return f"ipc://{Path(endpoint.removeprefix('ipc://')).parent / HISTORY_SOCKET_NAME}"
+
+
+def find_keys(endpoint: str, curve_dir: str | Path | None = None) -> Path | None:
+    """The directory of CURVE keys for `endpoint`: the one given, else the setting's; None for a local socket.
+
+    Raises ConfigError when a tcp endpoint has none.
+    """
+    if not endpoint.startswith("tcp://"):
+        return None
+    given = curve_dir or os.environ.get("EMPD_CURVE_DIR")
+    found = Path(given) if given else settings.load().curve_dir
+    if found is None:
+        wanted = "the directory with client.key_secret and server.key"
+        raise ConfigError(
+            [f"{endpoint}: tcp is spoken with CURVE keys only; set curve_dir (EMPD_CURVE_DIR) to {wanted}"]
+        )
+    return found
+
+
+def _reachable(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # the group's directory, and this user is not in the group
+        return False
