@@ -172,12 +172,14 @@ class Daemon:
         return wait_until(living, f"a living {name}")  # type: ignore[return-value]
 
     def pids(self) -> dict[str, list[int]]:
-        """All its processes by kind: supervisor, broker, web, worker …"""
+        """All its processes by kind: supervisor, broker, web, worker, and what the supervisor's table does not name."""
         assert self._process is not None
         found = {"supervisor": [self._process.pid]}
         for child in self.children():
             if child.pid:
                 found.setdefault(child.kind, []).append(child.pid)
+        named = {pid for pids in found.values() for pid in pids}
+        found["sentinel"] = [pid for pid in processes.descendants(self._process.pid) if pid not in named]
         return found
 
     def cpu_s(self) -> dict[str, float]:

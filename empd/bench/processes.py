@@ -23,6 +23,11 @@ def exists(pid: int) -> bool:
         return False
 
 
+def descendants(pid: int) -> list[int]:
+    """The process's children, theirs, and so on."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
 def cpu_s(pid: int) -> float:
     """CPU seconds used so far, in user and kernel mode, all threads."""
     times = psutil.Process(pid).cpu_times()

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from empd.bench import backlog, broker_loss, claim, floors, idle, latency, recovery, startup, throughput
+from empd.bench import backlog, broker_loss, claim, floors, idle, latency, processes, recovery, startup, throughput
 from empd.bench.assignments import Assignments
 from empd.bench.daemon import BenchError, Daemon, mapping_of, noop_mapping, wait_until
 from empd.bench.figures import Figure
@@ -120,7 +120,7 @@ def test_idle(tmp_path: Path) -> None:
     assert list(found) == ["memory.worker", "idle.cpu"]
     assert len(found["memory.worker"].samples) == 2
     assert 0 < found["memory.worker"].value < found["memory.worker"].details["rss_mib"]
-    kinds = ("supervisor", "broker", "web", "worker")
+    kinds = ("supervisor", "sentinel", "broker", "web", "worker")
     shares = [found["idle.cpu"].details[f"{kind}_percent"] for kind in kinds]
     assert sum(shares) == pytest.approx(found["idle.cpu"].value)
 
@@ -137,11 +137,15 @@ def test_startup(tmp_path: Path) -> None:
 def test_a_daemon_leaves_nothing_behind(tmp_path: Path) -> None:
     with Daemon(noop_mapping(), str(tmp_path)) as daemon:
         pids = [pid for pids in daemon.pids().values() for pid in pids]
-        assert len(pids) == 5
+        assert sorted(pids) == sorted(
+            [daemon.pids()["supervisor"][0], *processes.descendants(daemon.pids()["supervisor"][0])]
+        )
+        assert len(pids) == len(set(pids)) >= 5
         assert all(map(psutil.pid_exists, pids))
         assert daemon.ready_s > 0
         assert daemon.cpu_s().keys() >= {"supervisor", "broker", "web", "worker", "client"}
-    assert not any(map(psutil.pid_exists, pids))
+    # The sentinel ends by itself when it sees that the supervisor has gone.
+    wait_until(lambda: not any(map(processes.exists, pids)), "every process to end", 10)
     assert list(tmp_path.iterdir()) == []
     assert not daemon.runtime_dir.exists()
 
