@@ -21,12 +21,9 @@ class BlobKeeper:
         return frozenset(blob.id for blob in blobs if not self._arena.exists(blob))
 
     def release(self, released: list[BlobRef]) -> None:
-        """Removes the blobs in the list and empties it. Open maps of them stay valid."""
-        if not released:
-            return
+        """Removes the blobs. Open maps of them stay valid."""
         for blob in released:
             self._arena.remove(blob.id)
-        released.clear()
 
     def close(self) -> None:
         """The daemon ends: takes the volatile directory away, unless something in it is still wanted."""

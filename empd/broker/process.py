@@ -203,7 +203,7 @@ class Broker:
         self.workers.lost(self._worker_box.flush())
         self.clients.lost(self._client_box.flush())
         self.workers.lost(self._receipt_box.flush())
-        self.blobs.release(self.queue.state.released)
+        self.blobs.release(self.queue.take_released())
         self._behind = self.stream.feed(rows)
         if not rows:
             consumer = self.queue.state.consumers.get(HISTORY)

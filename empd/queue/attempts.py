@@ -151,7 +151,7 @@ class Attempts:
             if item.delay_ns:
                 job.state = State.DELAYED
                 extra.ready_ns = at_ns + item.delay_ns
-                heapq.heappush(state.due_mono, (steady_ns(self.state, at_ns) + item.delay_ns, job.id))
+                heapq.heappush(state.due_mono, (steady_ns(self.state, at_ns) + item.delay_ns, job.id, job.attempts))
             else:
                 job.state = State.WAITING
                 self.room.add(job)

@@ -182,9 +182,9 @@ def _restore_place(
     elif job.state is State.DELAYED:
         ready_ns = job.extra.ready_ns if job.extra else 0
         if ready_ns:
-            heapq.heappush(state.due_mono, (mono_ns + max(ready_ns - wall_ns, 0), job.id))
+            heapq.heappush(state.due_mono, (mono_ns + max(ready_ns - wall_ns, 0), job.id, job.attempts))
         else:
-            heapq.heappush(state.due_wall, (options.not_before_ns, job.id))
+            heapq.heappush(state.due_wall, (options.not_before_ns, job.id, job.attempts))
     elif job.state is State.DEAD:
         state.dead += 1
     submitted_mono_ns = mono_ns - wall_ns + job.submitted_ns

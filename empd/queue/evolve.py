@@ -170,7 +170,7 @@ class Evolver:
         if options.not_before_ns > at_ns:
             for job in jobs:
                 job.state = State.DELAYED
-                heapq.heappush(state.due_wall, (options.not_before_ns, job.id))
+                heapq.heappush(state.due_wall, (options.not_before_ns, job.id, 0))
         else:
             self.room.append(options.group, jobs)
 
@@ -238,7 +238,7 @@ def forget_recent(state: QueueState, through_seq: int) -> None:
 def shift_steady_times(state: QueueState, shift_ns: int) -> None:
     """Steady time began anew: everything that is measured by it moves."""
     state.deadlines = [(when + shift_ns, job, kind) for when, job, kind in state.deadlines]
-    state.due_mono = [(when + shift_ns, job) for when, job in state.due_mono]
+    state.due_mono = [(when + shift_ns, job, attempts) for when, job, attempts in state.due_mono]
     for job in state.jobs.values():
         if job.limit_ns:
             job.limit_ns += shift_ns
@@ -253,8 +253,9 @@ def due(state: QueueState, room: WaitingRoom, mono_ns: int, wall_ns: int) -> Non
     """Moves jobs whose time has come into the waiting room."""
     for heap, now in ((state.due_mono, mono_ns), (state.due_wall, wall_ns)):
         while heap and heap[0][0] <= now:
-            job = state.jobs.get(heapq.heappop(heap)[1])
-            if job is not None and job.state is State.DELAYED:
+            _, job_id, attempts = heapq.heappop(heap)
+            job = state.jobs.get(job_id)
+            if job is not None and job.state is State.DELAYED and job.attempts == attempts:
                 job.state = State.WAITING
                 room.add(job)
 

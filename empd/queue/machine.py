@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from empd.clock import NS_PER_S, Instant
 from empd.job import State, Submit
 from empd.lifecycle import Exit
+from empd.payload import BlobRef
 from empd.queue import admission, claims, deadlines, outcomes, requests, rows
 from empd.queue.carry import carry
 from empd.queue.evolve import Evolver, due
@@ -68,6 +69,7 @@ class Queue:
         body = rows.Started(self.state.boot + 1, boot_id, now.mono_ns, version)
         self.apply([Fact(Kind.STARTED, body)], now)
         deadlines.rearm(self.state, self.policy, now.mono_ns)
+        self.room.refill(self.state.jobs.values())
 
     def tie_clock(self, now: Instant) -> None:
         """Notices that the wall clock was set, and journals how the two clocks lie now. Limits count steady time, so
@@ -112,6 +114,13 @@ class Queue:
     def operate(self, drained: Iterable[str], now: Instant) -> None:
         """Sets which workers (`*`: all) get no claims."""
         self.apply([Fact(Kind.OPERATED, rows.Operated(sorted(set(drained))))], now)
+
+    def take_released(self) -> list[BlobRef]:
+        """Blobs that no unfinished job refers to any more, each once. A job that came after the last one ended (or, in
+        a replay, was carried past it) may refer to one again."""
+        state = self.state
+        released, state.released = state.released, []
+        return [blob for blob in released if blob.id not in state.blobs]
 
     def move_cursor(self, consumer: str, seq: int, now: Instant) -> None:
         """A consumer of the event stream has processed rows up to `seq`. A cursor never goes back, and does not
@@ -227,8 +236,8 @@ class Queue:
         in_use = (
             {job.options.group.number for job in self.state.jobs.values()} if len(self.state.jobs) < 10_000 else None
         )
-        if in_use is not None:
-            self.room.forget_idle(in_use)
+        if in_use is not None and self.room.forget_idle(in_use):
+            self.options.forget()
 
     def next_deadline_ns(self, now: Instant) -> int:
         """The steady time at which `tick` is wanted."""

@@ -53,12 +53,15 @@ class Ends:
 
     def facts(self) -> list[Fact]:
         """RESULTS facts for each session, each no larger than a frame; REQUEUED for all."""
-        facts = []
-        for session, groups in self._groups.items():
-            for frame in _frames(groups.values()):
-                facts.append(Fact(Kind.RESULTS, Results(session, self._worker, self._at_ns, frame), session))
-        for first in range(0, len(self.requeued), _REQUEUED_MAX):
-            facts.append(Fact(Kind.REQUEUED, Requeued(self.requeued[first : first + _REQUEUED_MAX])))
+        facts = [
+            Fact(Kind.RESULTS, Results(session, self._worker, self._at_ns, frame), session)
+            for session, groups in self._groups.items()
+            for frame in _frames(groups.values())
+        ]
+        facts += [
+            Fact(Kind.REQUEUED, Requeued(self.requeued[first : first + _REQUEUED_MAX]))
+            for first in range(0, len(self.requeued), _REQUEUED_MAX)
+        ]
         return facts
 
 

@@ -15,6 +15,8 @@ from empd.queue.state import Job, QueueState
 from empd.result import JobError, JobStatus
 
 LIST_MAX = 1000
+LIST_BYTES = 512 * 1024
+_STATUS_BYTES = 256  # of the names of fields and of numbers
 
 
 class Cancelled(NamedTuple):
@@ -89,12 +91,14 @@ def listing(state: QueueState, wanted: JobFilter) -> tuple[list[JobStatus], int 
     joined with a count, so that a page neither repeats nor skips jobs that stay."""
     limit = max(1, min(wanted.limit, LIST_MAX))
     page: list[JobStatus] = []
+    size = 0
     for position, job in enumerate(select(state, wanted)):
         if position < wanted.cursor:
             continue
-        if len(page) == limit:
+        if len(page) == limit or (page and size >= LIST_BYTES):
             return page, position
         page.append(status(state, job))
+        size += status_bytes(page[-1])
     return page, None
 
 
@@ -119,6 +123,17 @@ def status(state: QueueState, job: Job) -> JobStatus:
         reason=waiting_reason(state, job) if waits else (job.extra.stop if job.extra else ""),
         error=job.extra.error if job.extra else None,
     )
+
+
+def status_bytes(said: JobStatus) -> int:
+    """About how large it is in a frame; rather more than less."""
+    size = _STATUS_BYTES + 4 * (len(said.reason) + len(said.service) + len(said.worker))
+    if said.labels:
+        size += sum(4 * (len(name) + len(value)) + 10 for name, value in said.labels.items())
+    size += 4 * (len(said.customer_id or "") + len(said.workflow_id or ""))
+    if said.error is not None:
+        size += 4 * len(said.error.message) + len(said.error.evidence)
+    return size
 
 
 def depths(room: WaitingRoom) -> dict[str, tuple[int, int]]:

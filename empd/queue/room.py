@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -159,7 +160,7 @@ class WaitingRoom:
 
     def append(self, group: Group, jobs: list[Job]) -> None:
         """New jobs, later than all others of the group."""
-        if group.head() is None:
+        if jobs and group.head() is None:
             for queue in group.queues:
                 queue.offer(group, jobs[0].order)
         group.fifo.extend(jobs)
@@ -176,16 +177,31 @@ class WaitingRoom:
         else:
             self.append(group, [job])
 
-    def forget_idle(self, in_use: set[int]) -> None:
-        """Drops empty groups (whose numbers are not in use) once there are very many."""
+    def refill(self, jobs: Iterable[Job]) -> None:
+        """Begins anew with the waiting ones of `jobs`, in the order of submission: a replay takes them out of the
+        line in another order than claims do, and brings back carried ones late."""
+        for group in self._by_signature.values():
+            group.fifo.clear()
+            group.early.clear()
+            group.waiting = 0
+        for queue in self._queues.values():
+            queue.heap.clear()
+            queue.keys.clear()
+        for job in sorted((job for job in jobs if job.state is State.WAITING), key=lambda job: (job.order, job.id)):
+            self.add(job)
+
+    def forget_idle(self, in_use: set[int]) -> bool:
+        """Drops empty groups (whose numbers are not in use) once there are very many. True: options that were
+        resolved before may name a group that is no more."""
         if len(self._by_signature) <= GROUPS_IDLE_MAX:
-            return
+            return False
         for signature, group in list(self._by_signature.items()):
             if group.head() is None and group.number not in in_use:
                 del self._by_signature[signature]
                 for queue in group.queues:
                     queue.groups.pop(group.number, None)
                     queue.keys.pop(group.number, None)
+        return True
 
     def groups(self) -> list[Group]:
         """All groups."""
@@ -204,9 +220,3 @@ class WaitingRoom:
 def canonical(value: Any) -> bytes:
     """The same bytes for equal dicts, whatever the order of their keys."""
     return msgspec.msgpack.encode(value, order="sorted")
-
-
-def restore(room: WaitingRoom, jobs: list[Job]) -> None:
-    """Puts waiting jobs into an empty room, in the order given."""
-    for job in jobs:
-        room.add(job)

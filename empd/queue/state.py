@@ -173,8 +173,9 @@ class QueueState:
         self.recent: dict[int, int] = {}  # ended job → its RESULTS row, until history has it
         self.recent_rows: deque[tuple[int, list[int]]] = deque()
         # Derived: the shell's tick moves jobs from here to the room, or ends them.
-        self.due_wall: list[tuple[int, int]] = []  # heap (wall ns, job id): not_before
-        self.due_mono: list[tuple[int, int]] = []  # heap (steady ns, job id): back-off
+        # An entry counts only for the attempt that it was made after: replay does not see when a delay was over.
+        self.due_wall: list[tuple[int, int, int]] = []  # heap (wall ns, job id, attempts): not_before
+        self.due_mono: list[tuple[int, int, int]] = []  # heap (steady ns, job id, attempts): back-off
         self.deadlines: list[tuple[int, int, str]] = []  # heap (steady ns, job id, "queue" | "total")
         self.graces: list[tuple[int, int, int]] = []  # heap (steady ns, job id, epoch): told to stop
 
