@@ -41,6 +41,7 @@ RESERVE_BYTES = 16 << 20
 EXIT_JOURNAL = 74
 _FORGET_EVERY_NS = 10 * NS_PER_S
 _CURSOR_EVERY_NS = NS_PER_S
+_TRIM_EVERY_PASSES = 16
 _log = logging.getLogger("empd.broker")
 
 
@@ -52,7 +53,7 @@ class Broker:
         self._child = child
         self._settings = settings
         self._stopping = False
-        self._behind = False
+        self._stream_ns: int | None = None
         self._heartbeat_ns = 0
         self._forget_ns = 0
         self._cursor_ns = 0
@@ -93,7 +94,7 @@ class Broker:
         gc.set_threshold(200_000, 50, 100)
         self.queue.start(clock.boot_id(), _version(), now)
         self.ledger.commit(now)
-        self._clients = Router(self._context, settings.clients_endpoint)
+        self._clients = Router(self._context, settings.clients_endpoint, settings.curve_dir)
         self._workers = Router(self._context, settings.workers_endpoint)
         self._client_box = Outbox(self._clients)
         self._worker_box = Outbox(self._workers)
@@ -107,8 +108,8 @@ class Broker:
         self.workers = WorkerDesk(self.queue, self._worker_box, self._receipt_box, self.ledger.journal.instance)
         self.neighbours = Neighbours(self._child, self.queue, self.workers, self._board)
         self._poller = zmq.Poller()
-        self._poller.register(self._clients.socket, zmq.POLLIN)
-        self._poller.register(self._workers.socket, zmq.POLLIN)
+        for socket in (*self._clients.sockets, *self._workers.sockets):
+            self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._child.control.fileno(), zmq.POLLIN)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -123,7 +124,7 @@ class Broker:
         deadline_ns = 0
         while not self._stopping:
             now_ns = clock.now().mono_ns
-            wait_ms = 0 if self._behind else max(0, min(deadline_ns - now_ns + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
+            wait_ms = max(0, min(deadline_ns - now_ns + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
             deadline_ns = self.one_pass({ready for ready, _ in self._poller.poll(wait_ms)})
 
     def one_pass(self, ready: set[Any]) -> int:
@@ -133,7 +134,7 @@ class Broker:
         if self._workers.socket in ready:
             for identity, data in self._workers.receive():
                 self._handle(self.workers, identity, data, now)
-        if self._clients.socket in ready:
+        if not ready.isdisjoint(self._clients.sockets):
             for identity, data in self._clients.receive():
                 self._handle(self.clients, identity, data, now)
         if self._child.control.fileno() in ready and not self.neighbours.read(now):
@@ -142,8 +143,9 @@ class Broker:
         self.on_tick(now)
         if self.neighbours.settled:
             self.workers.claims(now)
-        self._send(self._react())
-        return self.queue.next_deadline_ns(now)
+        self._send(self._react(), now)
+        deadline_ns = self.queue.next_deadline_ns(now)
+        return deadline_ns if self._stream_ns is None else min(deadline_ns, self._stream_ns)
 
     def _handle(self, desk: ClientDesk | WorkerDesk, identity: bytes, data: bytes, now: Instant) -> None:
         seq = self.queue.state.seq
@@ -178,7 +180,7 @@ class Broker:
 
     def shutdown(self) -> None:
         """Commits and sends what is left, closes."""
-        self._send(self._react())
+        self._send(self._react(), clock.now())
         self._clients.close()
         self._workers.close()
         self.ledger.journal.close()
@@ -199,19 +201,16 @@ class Broker:
         self.clients.answer()
         return rows
 
-    def _send(self, rows: list[Row]) -> None:
+    def _send(self, rows: list[Row], now: Instant) -> None:
         self.workers.lost(self._worker_box.flush())
         self.clients.lost(self._client_box.flush())
         self.workers.lost(self._receipt_box.flush())
-        self.blobs.release(self.queue.take_released())
-        self._behind = self.stream.feed(rows)
-        if not rows:
+        self.blobs.release(self.queue.state.released)
+        self._stream_ns = self.stream.feed(rows, now.mono_ns)
+        if not rows or self._passes % _TRIM_EVERY_PASSES == 0:
             consumer = self.queue.state.consumers.get(HISTORY)
-            more = self.ledger.trim(consumer.seq if consumer else 0, clock.now())
-            self._behind = self._behind or more
-        elif self._passes % 16 == 0:
-            consumer = self.queue.state.consumers.get(HISTORY)
-            self.ledger.trim(consumer.seq if consumer else 0, clock.now())
+            if self.ledger.trim(consumer.seq if consumer else 0, now) and not rows:
+                self._stream_ns = now.mono_ns
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._stopping = True

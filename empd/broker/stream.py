@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import deque
 
 from empd.broker.peers import Router
+from empd.clock import NS_PER_MS
 from empd.payload import FRAME_BYTES_MAX
 from empd.store.journal import Row, SqliteJournal
 from empd.wire import frames
 from empd.wire.codec import encode
 
 _READ_ROWS = 128
+_GATHER_NS = 10 * NS_PER_MS
+"""A consumer is fed at most so often, unless there is much for it: what one job causes would cost it a frame, a
+transaction and an acknowledgement of its own."""
+_GATHER_ROWS = 64
 _FRAME_BODY_BYTES = FRAME_BYTES_MAX // 2
 WINDOW_MAX = 256
 
@@ -26,6 +31,7 @@ class Subscriber:
         self.kinds = frozenset(frame.kinds)
         self.ahead: deque[int] = deque()
         self.acknowledged = self.next_seq - 1
+        self.fed_ns = 0
 
     def wants(self, row: Row) -> bool:
         """Whether the row is of a kind asked for."""
@@ -71,24 +77,32 @@ class Stream:
         """How far each connected consumer is."""
         return {name: subscriber.processed_seq() for (_, name), subscriber in self._subscribers.items() if name}
 
-    def feed(self, committed: list[Row]) -> bool:
-        """Sends what subscribers have room for; `committed` are the rows of this pass. True when one is behind."""
-        behind = False
+    def feed(self, committed: list[Row], mono_ns: int) -> int | None:
+        """Sends what subscribers have room for; `committed` are the rows of this pass. Returns the steady time at
+        which there is more to send; None when all have everything, or no room."""
+        wanted_ns: int | None = None
         for key, subscriber in list(self._subscribers.items()):
-            if not self._feed_one(subscriber, committed):
-                del self._subscribers[key]  # gone, or it does not read: it subscribes anew when it is told to resync
-                self._router.send(subscriber.identity, encode(frames.Resync()))
-            elif subscriber.next_seq <= self._journal.last_seq and len(subscriber.ahead) < subscriber.window:
-                behind = True
-        return behind
+            waiting = self._journal.last_seq + 1 - subscriber.next_seq
+            if not waiting or len(subscriber.ahead) >= subscriber.window:
+                continue
+            due_ns = subscriber.fed_ns + _GATHER_NS
+            if due_ns <= mono_ns or waiting >= _GATHER_ROWS:
+                if not self._feed_one(subscriber, committed):
+                    del self._subscribers[key]  # gone, or it does not read: it subscribes anew when told to resync
+                    self._router.send(subscriber.identity, encode(frames.Resync()))
+                    continue
+                if subscriber.ahead:
+                    subscriber.fed_ns = mono_ns
+                due_ns = mono_ns
+            if subscriber.next_seq <= self._journal.last_seq and len(subscriber.ahead) < subscriber.window:
+                wanted_ns = due_ns if wanted_ns is None else min(wanted_ns, due_ns)
+        return wanted_ns
 
     def _feed_one(self, subscriber: Subscriber, committed: list[Row]) -> bool:
-        if len(subscriber.ahead) >= subscriber.window or subscriber.next_seq > self._journal.last_seq:
-            return True
         if subscriber.next_seq < self._journal.first_seq:
             self._router.send(subscriber.identity, encode(frames.Reset(subscriber.consumer, self._journal.first_seq)))
             subscriber.next_seq = self._journal.first_seq
-        if committed and committed[0].seq <= subscriber.next_seq:
+        if committed and committed[0].seq <= subscriber.next_seq <= committed[-1].seq:
             rows = committed[subscriber.next_seq - committed[0].seq :]
         else:
             rows = self._journal.read_from(subscriber.next_seq, _READ_ROWS)
