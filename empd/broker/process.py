@@ -130,6 +130,7 @@ class Broker:
     def one_pass(self, ready: set[Any]) -> int:
         """Drain what is ready, decide, commit, send. Returns the steady time of the next deadline."""
         now = clock.now()
+        self.queue.tie_clock(now)  # before anything is measured by a wall clock that was set
         self._passes += 1
         if self._workers.socket in ready:
             for identity, data in self._workers.receive():
@@ -162,8 +163,7 @@ class Broker:
     def on_tick(self, now: Instant) -> None:
         """What is due."""
         for worker, job in self.queue.tick(now):
-            self.neighbours.kill(worker, job)
-        self.queue.tie_clock(now)
+            self.neighbours.kill(worker, job, now)
         self.ledger.check_disk(now)
         self.ledger.rest(now)
         if now.mono_ns - self._heartbeat_ns >= self._settings.heartbeat_s * NS_PER_S:
@@ -176,6 +176,7 @@ class Broker:
                 self.queue.move_cursor(consumer, seq, now)
         if now.mono_ns - self._forget_ns >= _FORGET_EVERY_NS:
             self._forget_ns = now.mono_ns
+            self.clients.keep_sessions(now)
             self.queue.forget(now)
 
     def shutdown(self) -> None:
@@ -205,7 +206,7 @@ class Broker:
         self.workers.lost(self._worker_box.flush())
         self.clients.lost(self._client_box.flush())
         self.workers.lost(self._receipt_box.flush())
-        self.blobs.release(self.queue.state.released)
+        self.blobs.release(self.queue.take_released())
         self._stream_ns = self.stream.feed(rows, now.mono_ns)
         if not rows or self._passes % _TRIM_EVERY_PASSES == 0:
             consumer = self.queue.state.consumers.get(HISTORY)
