@@ -25,6 +25,8 @@ from empd.device import Device
 
 _RECORD = struct.Struct("<BBBBH2xQiiq")
 RECORD_BYTES = _RECORD.size
+EXIT_OPERATOR = 78
+"""A child's exit status where trying again cannot help: only the operator can (a damaged or newer journal)."""
 
 
 class ChildKind(enum.IntEnum):

@@ -241,4 +241,9 @@ def _version() -> str:
 def main(child: Child) -> int:
     """The broker child's entry."""
     logging.basicConfig(level=child.settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    return Broker(child).serve()
+    try:
+        broker = Broker(child)
+    except JournalError as error:
+        _log.critical("%s", error)
+        return lifecycle.EXIT_OPERATOR
+    return broker.serve()

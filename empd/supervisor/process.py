@@ -20,7 +20,7 @@ import msgspec
 
 from empd.clock import NS_PER_MS, seconds_to_ns
 from empd.errors import ConfigError
-from empd.lifecycle import ChildKind, Control, Exit, Notice
+from empd.lifecycle import EXIT_OPERATOR, ChildKind, Control, Exit, Notice
 from empd.mapping import Mapping
 from empd.memory.board import Board
 from empd.settings import Settings
@@ -63,18 +63,19 @@ class Supervisor:
         self._rollout: Rollout | None = None
         self._stopping: Stopping | None = None
         self._is_ready = False
+        self._exit_status = 0
         self._look_ns = 0
         self._watchdog_ns = 0
 
     def serve(self) -> int:
-        """Runs until a stop that was asked for is complete; returns the exit status, 0."""
+        """Runs until a stop is complete; returns the exit status: 0 for one that was asked for."""
         self._signals = Signals()
         try:
             self.startup()
             self.main_loop()
         finally:
             self.shutdown()
-        return 0
+        return self._exit_status
 
     def startup(self) -> None:
         """Every child of the plan is forked, the broker first."""
@@ -101,6 +102,7 @@ class Supervisor:
             self._rollout = None
             self._reloaded(self.status_line())
         timers_ns = warden.run_timers(now_ns)
+        self._end_if_hopeless()
         if self._stopping is not None and self._stopping.tick():
             return -1
         if self._report(now_ns):
@@ -158,6 +160,16 @@ class Supervisor:
         for number in self._signals.take():
             self._on_signal(number)
         self.warden.reap_orphans()
+
+    def _end_if_hopeless(self) -> None:
+        """A broker that says at the very start that it cannot serve will not learn to: the daemon ends and says so."""
+        if self._is_ready or self._stopping is not None:
+            return
+        for broker in self.warden.children.of((ChildKind.BROKER,)):
+            if os.waitstatus_to_exitcode(broker.last_status) == EXIT_OPERATOR:
+                self._exit_status = EXIT_OPERATOR
+                self._stopping = Stopping(self.warden)
+                self._stopping.hurry()
 
     def _hear(self, member: Member) -> None:
         self.warden.flush(member)
@@ -237,12 +249,13 @@ class Supervisor:
         if settings.gpus != old.settings.gpus or (settings.gpus == "auto" and not devices):
             found = self._find_devices(settings.gpus)
             devices, self._devices_reason = tuple(found.devices), found.reason
-        return make_plan(settings, mapping, devices)
+        return for_later(make_plan(settings, mapping, devices))
 
     def _report(self, now_ns: int) -> bool:
         """Tells systemd and the status file what has changed since the last time; False if nothing has."""
         if not self._is_ready and self._stopping is None and self._serves():
             self._is_ready = True
+            self.warden.plan = for_later(self.warden.plan)
             _log.info("ready: %s", self.status_line())
             self._notifier.ready(self.status_line())
         if self._notifier.watchdog_s is not None and now_ns >= self._watchdog_ns:
@@ -278,6 +291,11 @@ class Supervisor:
             path.with_suffix(".part").rename(path)
         except OSError as error:
             _log.warning("%s could not be written: %s", path, error)
+
+
+def for_later(plan: Plan) -> Plan:
+    """The plan for all starts but the first: a loss that was accepted was accepted once."""
+    return plan._replace(settings=msgspec.structs.replace(plan.settings, accept_loss=False))
 
 
 def _child_status(member: Member) -> dict[str, object]:
