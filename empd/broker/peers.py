@@ -6,7 +6,9 @@ from pathlib import Path
 
 import zmq
 
+from empd.errors import ConfigError
 from empd.payload import FRAME_BYTES_MAX
+from empd.wire.curve import Doorkeeper
 
 _RECEIVE_MAX = 256
 _BACKLOG_FRAMES = 2_000
@@ -14,9 +16,13 @@ MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 4096
 
 
 class Router:
-    """A bound ROUTER socket. A frame to a peer that is gone or does not read is refused, not dropped."""
+    """A bound ROUTER socket. A frame to a peer that is gone or does not read is refused, not dropped.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    A tcp endpoint is a CURVE server with the keys in `curve_dir`. `sockets` are to be polled: when one of them is
+    readable, `receive`. Raises ConfigError when the keys cannot be used, or the address not bound.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, curve_dir: Path | None = None) -> None:
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -27,13 +33,22 @@ class Router:
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
         if endpoint.startswith("ipc://"):
             Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
-        socket.bind(endpoint)
+        self._door = _door(context, endpoint, curve_dir)
+        if self._door is not None:
+            self._door.secure(socket)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigError([f"endpoint: cannot listen on {endpoint}: {error.strerror}"]) from None
         self.socket = socket
+        self.sockets = (socket,) if self._door is None else (socket, self._door.socket)
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def receive(self) -> list[tuple[bytes, bytes]]:
         """Some of the (identity, frame) pairs that are there, without waiting. A message of several parts, which
         is none of this protocol, comes as an empty frame."""
+        if self._door is not None:
+            self._door.answer()
         found: list[tuple[bytes, bytes]] = []
         socket = self.socket
         # Asking for events is cheaper than being told by an exception that there are none.
@@ -56,4 +71,14 @@ class Router:
 
     def close(self) -> None:
         """Closes the socket; what is not yet with a peer gets a moment to go."""
+        if self._door is not None:
+            self._door.close()
         self.socket.close(linger=200)
+
+
+def _door(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, curve_dir: Path | None) -> Doorkeeper | None:
+    if not endpoint.startswith("tcp://"):
+        return None
+    if curve_dir is None:
+        raise ConfigError([f"endpoint: {endpoint} would be open to anyone; accepted: tcp:// together with curve_dir"])
+    return Doorkeeper(context, curve_dir)

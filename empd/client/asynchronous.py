@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any, Unpack
 
 from empd.client.asyncjobs import AsyncJobHandle, AsyncJobSet
@@ -17,7 +18,7 @@ from empd.client.blocking import (
     WINDOW,
 )
 from empd.client.conversation import Conversation
-from empd.client.endpoint import find_endpoint, find_history
+from empd.client.endpoint import find_endpoint, find_history, find_keys, no_answer
 from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
 from empd.client.payloads import Payloads
 from empd.client.submissions import JOBS_PER_FRAME
@@ -47,6 +48,7 @@ class AsyncClient:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         name: str = "",
         history_endpoint: str | None = None,
+        curve_dir: str | Path | None = None,
     ) -> None:
         self.endpoint = find_endpoint(endpoint)
         self.history_endpoint = history_endpoint or find_history(self.endpoint)
@@ -54,7 +56,8 @@ class AsyncClient:
         self._connect_timeout_s = connect_timeout_s
         self._options = OptionsEncoder()
         self._conversation = Conversation(name)
-        self._pump = AsyncPump(self._conversation, self.endpoint, self.history_endpoint)
+        keys = find_keys(self.endpoint, curve_dir)
+        self._pump = AsyncPump(self._conversation, self.endpoint, self.history_endpoint, keys)
         self._payloads: Payloads | None = None
         self._connecting: asyncio.Task[Payloads] | None = None
 
@@ -234,8 +237,7 @@ class AsyncClient:
         conversation = self._conversation
         self._pump.start()
         if not await self.wait_for(lambda: conversation.ready, self._connect_timeout_s) or not conversation.welcome:
-            hint = "start it with `empd run` or set EMPD_ENDPOINT"
-            silence = NotRunning(f"no empd answers at {self.endpoint}; {hint}")
+            silence = no_answer(self.endpoint)
             self._pump.end(silence, 0.0)
             raise silence
         return Payloads(conversation.welcome)

@@ -6,12 +6,14 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
+from empd.client.exchange import exchange
 from empd.client.history import ask_history
-from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
+from empd.errors import EmpdError, FailureClass, Refused
 
 HISTORY_TRIES = 3
 HISTORY_LAG_S = 0.02
@@ -29,9 +31,12 @@ class Watchable(Protocol):
 class AsyncPump:
     """The channel and the conversation within one event loop."""
 
-    def __init__(self, conversation: Conversation, endpoint: str, history_endpoint: str) -> None:
+    def __init__(
+        self, conversation: Conversation, endpoint: str, history_endpoint: str, curve_dir: Path | None
+    ) -> None:
         self._conversation = conversation
         self._endpoint = endpoint
+        self._curve_dir = curve_dir
         self._history_endpoint = history_endpoint
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -43,7 +48,7 @@ class AsyncPump:
     def start(self) -> None:
         """Connects, within the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._channel = Channel(self._endpoint)
+        self._channel = Channel(self._endpoint, self._curve_dir)
         for descriptor in self._channel.descriptors:
             self._loop.add_reader(descriptor, self.exchange)
         self.exchange()
@@ -86,29 +91,19 @@ class AsyncPump:
         if os.getpid() != self._pid:
             reason = "this client was made before os.fork(); make a new AsyncClient in the child"
             raise Refused(FailureClass.REFUSED, reason)
-        if self._conversation.failed is not None:
-            raise self._conversation.failed
+        if (error := self._failure()) is not None:
+            raise error
+
+    def _failure(self) -> EmpdError | None:
+        return self._conversation.failed
 
     def exchange(self) -> None:
         """Takes all that has come and sends all that is to go, until the edge-triggered descriptors are quiet."""
         channel, conversation = self._channel, self._conversation
         if channel is None or conversation.failed is not None:
             return
-        came = False
-        now_ns = time.monotonic_ns()
-        try:
-            while True:
-                came = conversation.take_changes(channel.changes(), now_ns) or came
-                received = channel.receive()
-                for data in received:
-                    conversation.receive(data, now_ns)
-                came = came or bool(received)
-                outgoing = conversation.outgoing(now_ns)
-                if outgoing:
-                    channel.send(outgoing)
-                elif not received:
-                    break
-        except ProtocolError as error:
+        came = exchange(channel, conversation)
+        if (error := self._failure()) is not None:
             self.end(error, 0.0)
             return
         if came:

@@ -7,11 +7,12 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, Unpack
 
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
-from empd.client.endpoint import find_endpoint, find_history
+from empd.client.endpoint import find_endpoint, find_history, find_keys, no_answer
 from empd.client.jobs import JobHandle, JobSet, deadline_after
 from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
 from empd.client.payloads import Payloads
@@ -40,9 +41,10 @@ class Client:
         with Client() as client:
             print(client.submit("square", {"x": 3}).result())
 
-    `endpoint` defaults to the local daemon; `window` bounds the jobs submitted and not ended: `submit` waits while it
-    is full. Raises NotRunning when no daemon answers within `connect_timeout_s`. Later on a daemon that restarts is
-    waited for: jobs that it has accepted are asked for, the others are sent again, none twice.
+    `endpoint` defaults to the local daemon; a tcp one is spoken with the CURVE keys in `curve_dir`. `window` bounds the
+    jobs submitted and not ended: `submit` waits while it is full. Raises NotRunning when no daemon answers within
+    `connect_timeout_s`, or it does not take the key. Later on a daemon that restarts is waited for: jobs that it has
+    accepted are asked for, the others are sent again, none twice.
     """
 
     def __init__(
@@ -53,13 +55,15 @@ class Client:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         name: str = "",
         history_endpoint: str | None = None,
+        curve_dir: str | Path | None = None,
     ) -> None:
         self.endpoint = find_endpoint(endpoint)
         self.history_endpoint = history_endpoint or find_history(self.endpoint)
         self.window = window
         self._options = OptionsEncoder()
         self._conversation = Conversation(name)
-        self._pump = Pump(Channel(self.endpoint), self._conversation, self.history_endpoint)
+        channel = Channel(self.endpoint, find_keys(self.endpoint, curve_dir))
+        self._pump = Pump(channel, self._conversation, self.history_endpoint)
         _clients.add(self)
         # A client that is dropped without close() leaves its caretaker behind, which must then end by itself.
         self._finalizer = weakref.finalize(self, self._pump.abandon)
@@ -74,8 +78,7 @@ class Client:
             self._pump.close(error, 0.0)
             raise
         if not answered or conversation.welcome is None:
-            hint = "start it with `empd run` or set EMPD_ENDPOINT"
-            silence = NotRunning(f"no empd answers at {self.endpoint}; {hint}")
+            silence = no_answer(self.endpoint)
             self._pump.close(silence, 0.0)
             raise silence
         return Payloads(conversation.welcome)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import zmq
 from zmq.utils.monitor import recv_monitor_message
+
+from empd.errors import ConfigError
+from empd.wire import curve
 
 RECONNECT_MS_MIN, RECONNECT_MS_MAX = 10, 200
 HEARTBEAT_MS = 5_000
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = zmq.EVENT_DISCONNECTED
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class Channel:
-    """A DEALER to one endpoint. Not safe for several threads at once.
+    """A DEALER to one endpoint, with the CURVE keys in `curve_dir` where it is a tcp one. Not safe for several threads
+    at once. `refusal` is empty, or says why the daemon does not speak with this client; it is not tried again.
 
     Its two descriptors are edge-triggered: poll them only after `receive` and `changes` found nothing.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, curve_dir: Path | None = None) -> None:
         self.endpoint = endpoint
+        self.refusal = ""
+        self.closed = False
         self._context = zmq.Context(io_threads=1)
         self._socket = socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
@@ -31,10 +40,15 @@ class Channel:
             # A local socket closes with its daemon; a network may fall silent.
             socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        self._monitor = socket.get_monitor_socket(_UP | _DOWN)
-        socket.connect(endpoint)
+        try:
+            if curve_dir is not None:
+                curve.secure_client(socket, curve_dir)
+            self._monitor = socket.get_monitor_socket(_UP | _DOWN | _REFUSED)
+            socket.connect(endpoint)
+        except (zmq.ZMQError, ConfigError):
+            self._context.destroy(linger=0)
+            raise
         self.descriptors = (int(socket.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD)))
-        self.closed = False
 
     def changes(self) -> list[bool]:
         """The connection's changes since the last call: True came up, False went down."""
@@ -42,6 +56,11 @@ class Channel:
         while _readable(self._monitor):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             changes.append(event == _UP)
+            if event & _REFUSED:
+                self.refusal = (
+                    f"the empd at {self.endpoint} does not take this client's CURVE key; ask its operator to put "
+                    "client.key into clients/ of the daemon's curve_dir"
+                )
         return changes
 
     def receive(self) -> list[bytes]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from empd import settings
-from empd.errors import ConfigError
+from empd.errors import ConfigError, NotRunning
 
 HISTORY_SOCKET_NAME = "history.sock"
 SYSTEM_SOCKET = Path("/run/empd/empd.sock")
@@ -31,7 +31,10 @@ def find_endpoint(endpoint: str | None = None) -> str:
 
 
 def find_history(endpoint: str) -> str:
-    """Where history answers for the daemon at `endpoint`: beside its socket, else where the settings say."""
+    """Where history answers for the daemon at `endpoint`: beside its socket, else where the settings say. Empty for a
+    tcp endpoint: history listens on the daemon's host only, and another daemon's must not be asked."""
+    if endpoint.startswith("tcp://"):
+        return ""
     if not endpoint.startswith("ipc:///"):
         return settings.load().history_endpoint
     return f"ipc://{Path(endpoint.removeprefix('ipc://')).parent / HISTORY_SOCKET_NAME}"
@@ -52,6 +55,15 @@ def find_keys(endpoint: str, curve_dir: str | Path | None = None) -> Path | None
             [f"{endpoint}: tcp is spoken with CURVE keys only; set curve_dir (EMPD_CURVE_DIR) to {wanted}"]
         )
     return found
+
+
+def no_answer(endpoint: str) -> NotRunning:
+    """What to tell somebody whose greeting stayed without answer."""
+    hint = "start it with `empd run` or set EMPD_ENDPOINT"
+    if endpoint.startswith("tcp://"):
+        # A server that is not the holder of server.key's secret cannot even say no.
+        hint = "is it running, and is server.key in curve_dir its key?"
+    return NotRunning(f"no empd answers at {endpoint}; {hint}")
 
 
 def _reachable(path: Path) -> bool:

@@ -16,6 +16,9 @@ def ask_history(endpoint: str, ids: list[int], timeout_s: float = HISTORY_TIMEOU
 
     A socket for each question: questions are rare, and the web process may have been restarted in between.
     """
+    if not endpoint:
+        reason = "this job ended long ago, and history is not told over tcp: GET /v1/jobs/ID of the daemon's HTTP API"
+        raise Refused(FailureClass.UNAVAILABLE, reason)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(endpoint)

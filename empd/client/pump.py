@@ -18,8 +18,9 @@ from collections.abc import Callable
 
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
+from empd.client.exchange import exchange
 from empd.client.history import ask_history
-from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
+from empd.errors import EmpdError, FailureClass, Refused
 
 CARETAKER_NAP_S = 0.02
 LED_NAP_S = 0.1
@@ -62,32 +63,12 @@ class Pump:
 
         Returns only when the descriptors, which are edge-triggered, are safe to poll.
         """
-        channel, conversation = self.channel, self.conversation
-        if conversation.failed is not None:
+        if self.conversation.failed is not None:
             return
-        came = False
-        now_ns = self._pumped_ns = time.monotonic_ns()
-        try:
-            while True:
-                conversation.take_changes(channel.changes(), now_ns)
-                received = channel.receive()
-                for data in received:
-                    conversation.receive(data, now_ns)
-                came = came or bool(received)
-                outgoing = conversation.outgoing(now_ns)
-                if outgoing:
-                    channel.send(outgoing)
-                elif not received:
-                    break
-        except ProtocolError:
-            came = True  # the conversation keeps it: `check` raises it in every thread
-        except BaseException:
-            # An interrupt (Ctrl-C) between taking frames and passing them on: greeting anew repeats what is open.
-            conversation.connected(now_ns)
-            raise
-        if came:
+        self._pumped_ns = time.monotonic_ns()
+        if exchange(self.channel, self.conversation):
             self.tell()
-        if not self._busy.is_set() and conversation.busy:
+        if not self._busy.is_set() and self.conversation.busy:
             self._rouse_caretaker()
 
     def tell(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from empd.client.handle import Handle
@@ -30,8 +31,9 @@ REPLAYS_MAX = 16
 class Gateway:
     """The broker, as handlers see it. Every method raises NotRunning when it does not answer in time."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, curve_dir: Path | None = None) -> None:
         self._endpoint = endpoint
+        self._curve_dir = curve_dir if endpoint.startswith("tcp://") else None
         self._line: Line | None = None
         self._status: tuple[float, dict[str, Any]] | None = None
         self._asking = asyncio.Lock()
@@ -111,7 +113,7 @@ class Gateway:
         """Journal rows from `from_seq` on, over broker restarts, on a connection of its own. Taking the next frame
         acknowledges the one before. `joined(instance)` may first move the beginning, once it is known whose journal
         this is."""
-        line = Line(self._endpoint, f"web {consumer}")
+        line = Line(self._endpoint, f"web {consumer}", self._curve_dir)
         try:
             if joined is not None:
                 from_seq = await joined(await line.instance(JOIN_TIMEOUT_S))
@@ -143,5 +145,5 @@ class Gateway:
         if self._line is None or self._line.broken:
             if self._line is not None:
                 self._line.close()
-            self._line = Line(self._endpoint, "web")
+            self._line = Line(self._endpoint, "web", self._curve_dir)
         return self._line

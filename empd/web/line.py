@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from empd import clock
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
+from empd.client.exchange import exchange
 from empd.client.handle import Handle
-from empd.errors import EmpdError, NotRunning, ProtocolError
+from empd.errors import NotRunning
 from empd.record import Record
 from empd.wire.frames import Reset, Rows, Subscribe
 
@@ -28,8 +29,8 @@ class Line:
     frame; whoever holds it then makes a new one.
     """
 
-    def __init__(self, endpoint: str, name: str) -> None:
-        self._channel = Channel(endpoint)
+    def __init__(self, endpoint: str, name: str, curve_dir: Path | None = None) -> None:
+        self._channel = Channel(endpoint, curve_dir)
         self._conversation = Conversation(name)
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -179,27 +180,6 @@ class Line:
         """Takes all that has come and sends all that is to go; afterwards the descriptors are safe to wait on."""
         if self._closed:
             return
-        channel, conversation = self._channel, self._conversation
-        now_ns = clock.now().mono_ns
-        came = False
-        try:
-            while True:
-                for up in channel.changes():
-                    if up:
-                        conversation.connected(now_ns)
-                    else:
-                        conversation.disconnected()
-                received = channel.receive()
-                for data in received:
-                    conversation.receive(data, now_ns)
-                came = came or bool(received)
-                outgoing = conversation.outgoing(now_ns)
-                if outgoing:
-                    channel.send(outgoing)
-                elif not received:
-                    break
-        except (ProtocolError, EmpdError):
-            came = True  # the conversation keeps it: whoever waits is told by `_check`
-        if came:
+        if exchange(self._channel, self._conversation):
             self._changed.set()
             self._changed = asyncio.Event()

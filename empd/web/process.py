@@ -76,7 +76,8 @@ class WebProcess:
         self._archive = Archive(settings.history_path)
         await self._archive.open()
         arena = Arena(settings.spool_dir, settings.volatile_dir)
-        hub, gateway, metrics = Hub(), Gateway(settings.clients_endpoint), Metrics(self._board)
+        gateway = Gateway(settings.clients_endpoint, settings.curve_dir)
+        hub, metrics = Hub(), Metrics(self._board)
         self._context = Context(
             settings=settings,
             mapping=self._child.mapping,
