@@ -24,6 +24,7 @@ class ExitCode(enum.IntEnum):
     NOT_RUNNING = 3
     REFUSED = 4
     TIMED_OUT = 5
+    OPERATOR = 78
     INTERRUPTED = 130
 
 
@@ -34,6 +35,7 @@ MEANINGS = {
     ExitCode.NOT_RUNNING: "no daemon answers",
     ExitCode.REFUSED: "the daemon refused",
     ExitCode.TIMED_OUT: "timed out; the job goes on",
+    ExitCode.OPERATOR: "`empd run`: the state needs its operator; the log says why",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
 }
 
