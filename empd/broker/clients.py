@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,11 +23,15 @@ from empd.queue.admission import Outside
 from empd.queue.claims import EVERYONE
 from empd.queue.machine import Queue
 from empd.queue.state import Session
-from empd.result import Results
+from empd.result import JobStatus, Results
 from empd.wire import frames
-from empd.wire.codec import decode_client_frame
+from empd.wire.codec import decode_client_frame, encode
 
 ASK_MAX = 20_000
+BULK_MAX = 50_000
+"""Jobs that one Cancel or Retry by filter applies to, so that the answer fits into a frame."""
+WATCHERS_MAX = 64
+"""Connections that are told of one job's end beside its owner; others ask."""
 SUBMIT_FRAME_BYTES_MAX = FRAME_BYTES_MAX
 _HELLO_FIRST = "say ClientHello first"
 
@@ -86,7 +91,8 @@ class ClientDesk:
             self._hello(identity, frame, now)
             return
         session = self._sessions.get(identity)
-        if session is None:
+        if session is None or self._queue.state.sessions.get(session.number) is not session:
+            self.lost((identity,))  # never greeted, or its session is forgotten
             self._error(identity, getattr(frame, "request", 0), FailureClass.REFUSED, _HELLO_FIRST)
         elif type(frame) is frames.Submit:
             self._submit(identity, session, frame, data, now)
@@ -128,8 +134,17 @@ class ClientDesk:
         )
 
     def _bye(self, identity: bytes, session: Session, frame: frames.Bye, now: Instant) -> None:
-        self._sessions.pop(identity, None)
-        self._identities.pop(session.number, None)
+        self.lost((identity,))
+        if frame.forget:
+            self._queue.apply(requests.leave(self._queue.state, session.number), now)
+
+    def keep_sessions(self, now: Instant) -> None:
+        """Sessions of clients that are there outlast any silence: a word to those that were silent for long tells
+        who is there, since it cannot be sent to the others."""
+        for identity, session in self._sessions.items():
+            if now.mono_ns - session.seen_mono_ns > self._queue.policy.session_keep_ns // 2:
+                session.seen_mono_ns = now.mono_ns
+                self._outbox.put(identity, frames.Resync())
 
     def lost(self, identities: Iterable[bytes]) -> None:
         """These peers are gone or did not read in time. Those that still live will ask for what they missed."""
@@ -185,33 +200,40 @@ class ClientDesk:
                 self._outbox.put(identity, results)
             for job in states:
                 if job.id >> 32 != session and job.state != "unknown":
-                    self._watchers.setdefault(job.id, set()).add(identity)
-            self._outbox.put(identity, frames.States(frame.request, states))
+                    watching = self._watchers.setdefault(job.id, set())
+                    if len(watching) < WATCHERS_MAX:
+                        watching.add(identity)
+            self._outbox.put(identity, _states(frame.request, states))
         self._asked.clear()
 
-    def _selected(self, ids: list[int], wanted: JobFilter | None, states: tuple[State, ...] | None) -> list[int]:
+    def _selected(
+        self, ids: list[int], wanted: JobFilter | None, states: tuple[State, ...]
+    ) -> tuple[list[int], dict[str, list[int]]]:
+        """The ids that a bulk verb applies to, and for its answer, where more fit than one applies to, the next."""
         if ids or wanted is None:
-            return ids
-        jobs = requests.select(self._queue.state, wanted)
-        return [job.id for job in jobs if states is None or job.state in states]
+            return ids, {}
+        fitting = (job.id for job in requests.select(self._queue.state, wanted) if job.state in states)
+        found = list(islice(fitting, BULK_MAX))
+        more = list(islice(fitting, 1))
+        return found, {"more": more} if more else {}
 
     def _cancel(self, identity: bytes, session: Session, frame: frames.Cancel, now: Instant) -> None:
-        ids = self._selected(frame.ids, frame.filter, None)
+        ids, more = self._selected(frame.ids, frame.filter, tuple(State))
         if frame.dry_run:
-            self._reply(identity, frame.request, {"would_cancel": ids})
+            self._reply(identity, frame.request, {"would_cancel": ids, **more})
             return
         outcome = self._queue.cancel(ids, now)
         body = {"cancelled": outcome.cancelled, "cancelling": outcome.cancelling, "unknown": outcome.unknown}
-        self._reply(identity, frame.request, body)
+        self._reply(identity, frame.request, {**body, **more})
 
     def _retry(self, identity: bytes, session: Session, frame: frames.Retry, now: Instant) -> None:
-        ids = self._selected(frame.ids, frame.filter, (State.DEAD,))
+        ids, more = self._selected(frame.ids, frame.filter, (State.DEAD,))
         if frame.dry_run:
-            self._reply(identity, frame.request, {"would_retry": ids})
+            self._reply(identity, frame.request, {"would_retry": ids, **more})
             return
         retried = self._queue.retry(ids, now)
         skipped = sorted(set(ids) - set(retried))
-        self._reply(identity, frame.request, {"retried": retried, "not_dead": skipped})
+        self._reply(identity, frame.request, {"retried": retried, "not_dead": skipped, **more})
 
     def _list(self, identity: bytes, session: Session, frame: frames.List, now: Instant) -> None:
         jobs, cursor = requests.listing(self._queue.state, frame.filter)
@@ -257,3 +279,17 @@ class ClientDesk:
         """A frame could not be handled, through a fault of this program; nothing was changed."""
         self.bad_frames += 1
         self._error(identity, 0, FailureClass.INTERNAL, f"the frame could not be handled ({message}); please report it")
+
+
+def _states(request: int, jobs: list[JobStatus]) -> bytes:
+    """A States frame; where all that is known does not fit into one, with what fits."""
+    encoded = encode(frames.States(request, jobs))
+    if len(encoded) > FRAME_BYTES_MAX:
+        short = [
+            JobStatus(j.id, j.state, j.service, j.priority, j.submitted_ns, j.started_ns, j.attempts, j.worker, j.epoch)
+            for j in jobs
+        ]
+        encoded = encode(frames.States(request, short))
+    if len(encoded) > FRAME_BYTES_MAX:
+        encoded = encode(frames.States(request, [JobStatus(job.id, job.state, epoch=job.epoch) for job in jobs]))
+    return encoded

@@ -67,6 +67,7 @@ class Neighbours:
         self.settled = True
 
     def _gone(self, generation: int, how: Exit, status: int | None, now: Instant) -> None:
+        self._workers.buried(generation)
         for key in [key for key in self._queue.state.workers if key[1] == generation]:
             worker = self._queue.state.workers[key]
             evidence = f"{_ending(worker, status)}\n{self._evidence(generation)}" if worker.held else ""
@@ -85,17 +86,22 @@ class Neighbours:
         except OSError:
             return ""
 
-    def kill(self, worker: Worker, job: Job) -> None:
+    def kill(self, worker: Worker, job: Job, now: Instant) -> None:
         """Asks the supervisor to climb the ladder: the worker did not stop a job in its grace time."""
         slot = self._slots.get(worker.generation)
-        if slot is None or worker.generation in self._killing:
+        if worker.generation in self._killing:
             return
-        self._killing.add(worker.generation)
+        if slot is None:
+            self._queue.ask_again(job, now)
+            return
         _log.warning("worker %s does not stop job %x; asking for its end", worker.name, job.id)
         record = Control(
             Notice.KILL, ChildKind.WORKER, slot, worker.generation, Exit.HUNG, value=job.id & (1 << 63) - 1
         )
-        lifecycle.send(self._child.control, record)
+        if lifecycle.send(self._child.control, record):
+            self._killing.add(worker.generation)
+        else:
+            self._queue.ask_again(job, now)
 
     def watch_progress(self, now: Instant) -> None:
         """Stops jobs that have not moved for their service's `progress_timeout_s`, as the board shows it."""

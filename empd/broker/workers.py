@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from empd.wire import frames
 from empd.wire.codec import decode_worker_frame
 
 SLOTS_MAX = 65_536
+_DEAD_KEPT = 1_024
 
 
 class WorkerDesk:
@@ -27,6 +29,7 @@ class WorkerDesk:
         self._instance = instance
         self._workers: dict[bytes, Worker] = {}
         self._identities: dict[tuple[str, int], bytes] = {}
+        self._dead: deque[int] = deque(maxlen=_DEAD_KEPT)  # generations
         self.bad_frames = 0
         self._handlers: dict[type, Callable[[bytes, Worker, Any, Instant], None]] = {
             frames.Capacity: self._capacity,
@@ -58,6 +61,10 @@ class WorkerDesk:
         if frame.version != frames.VERSION:
             message = f"protocol {frame.version} is not spoken here; this is {frames.VERSION}"
             self._error(identity, 0, FailureClass.INVALID_INPUT, message)
+            return
+        if frame.generation in self._dead:
+            # What it said before it died can be read after the news of its death.
+            self._error(identity, 0, FailureClass.REFUSED, f"worker {frame.name} of this generation is dead")
             return
         worker, abandon = self._queue.hello(frame.name, frame.generation, frame.held, now)
         worker.worker_type = frame.worker_type
@@ -139,6 +146,10 @@ class WorkerDesk:
         identity = self._identities.pop(key, None)
         if identity is not None:
             self._workers.pop(identity, None)
+
+    def buried(self, generation: int) -> None:
+        """Nothing that comes from this generation counts any more."""
+        self._dead.append(generation)
 
     def lost(self, identities: Iterable[bytes]) -> None:
         """These connections broke while something was sent. A worker that lives says hello again; until then it gets

@@ -1,0 +1,164 @@
+"""What an adversary, a large batch or bad luck may bring to the broker; each of these once went wrong."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from broker_process import RawBroker, RawWorker, group
+
+from empd.broker.clients import WATCHERS_MAX, ClientDesk, Host, Means
+from empd.clock import NS_PER_S, Instant
+from empd.errors import FailureClass
+from empd.job import JobFilter
+from empd.payload import FRAME_BYTES_MAX
+from empd.queue.machine import Queue
+from empd.queue.policy import Policy, ServicePolicy, WorkerClass
+from empd.wire import frames
+from empd.wire.codec import decode_for_client, encode
+
+
+def test_a_bulk_cancel_of_very_many_jobs_is_answered_in_frames_that_fit(broker: RawBroker) -> None:
+    client = broker.client()
+    total = 0
+    for _ in range(15):
+        total += len(client.accepted(group(*[b"\xc0"] * 4096)))
+    would = client.ask(frames.Cancel, [], JobFilter(service="echo"), True)["would_cancel"]
+    assert 0 < len(would) < total
+    cancelled: set[int] = set()
+    while len(cancelled) < total:
+        reply = client.ask(frames.Cancel, [], JobFilter(service="echo"))
+        assert reply["cancelled"]
+        cancelled.update(reply["cancelled"])
+        assert bool(reply.get("more")) == (len(cancelled) < total)
+    while len(client.told()) + len(cancelled) < total:
+        pass
+    assert client.ask(frames.Status)["jobs"]["unfinished"] == 0
+
+
+def test_states_of_many_jobs_with_long_words_fit_into_a_frame(broker: RawBroker) -> None:
+    client = broker.client()
+    ids: list[int] = []
+    for _ in range(2):
+        ids += client.accepted(group(*[b"\xc0"] * 2500, labels={"text": "x" * 400}))
+    states: frames.States = client.ask(frames.Ask, ids, answer=frames.States)
+    assert {job.id for job in states.jobs} == set(ids)
+    assert {job.state for job in states.jobs} == {"waiting"}
+    few: frames.States = client.ask(frames.Ask, ids[:10], answer=frames.States)
+    assert all(job.labels for job in few.jobs)
+
+
+def test_states_of_as_many_jobs_as_may_be_asked_for_fit_into_a_frame(broker: RawBroker) -> None:
+    client = broker.client()
+    ids: list[int] = []
+    for _ in range(5):
+        ids += client.accepted(group(*[b"\xc0"] * 4000, customer_id="somebody with a long name" * 8))
+    states: frames.States = client.ask(frames.Ask, ids, answer=frames.States)
+    assert [job.id for job in states.jobs] == ids
+
+
+def test_a_dead_worker_that_says_hello_late_gets_nothing(broker: RawBroker) -> None:
+    client, dead = broker.client(), broker.worker("w-0")
+    broker.gone(dead)
+    client.ask(frames.Status)
+    late = RawWorker(broker.context, broker.workers_endpoint, dead.name, dead.generation)
+    offers = [frames.ServiceOffer("echo", 1)]
+    late.say(frames.WorkerHello(1, dead.name, dead.generation, "w", 1, offers, [], {}))
+    assert late.hear(frames.Error).failure == FailureClass.REFUSED
+    [job_id] = client.accepted(group(b"\xc0"))
+    assert client.state_of(job_id) == "waiting"
+    living = broker.worker("w-0")
+    living.complete(living.claim())
+    assert client.result(job_id).outcome == 0
+    late.close()
+
+
+# --- the clients' desk by itself -------------------------------------------------------------------------------------
+
+
+class Desk:
+    """A desk whose outbox keeps what it is given."""
+
+    def __init__(self) -> None:
+        policy = Policy(services={"echo": ServicePolicy()}, classes=(WorkerClass(("echo",), {}),))
+        self.queue = Queue(policy)
+        self.now = Instant(1_000 * NS_PER_S, 1_700_000_000 * NS_PER_S)
+        self.queue.start("boot", "test", self.now)
+        self.sent: list[tuple[bytes, Any]] = []
+        outbox: Any = SimpleNamespace(put=self._put)
+        ledger: Any = SimpleNamespace(closed="", journal=SimpleNamespace(instance="i" * 32, last_seq=0))
+        nothing: Any = SimpleNamespace()
+        self.desk = ClientDesk(Means(self.queue, ledger, outbox, nothing, nothing), Host("h", "s", "v"))
+
+    def _put(self, identity: bytes, frame: Any) -> None:
+        self.sent.append((identity, decode_for_client(frame if isinstance(frame, bytes) else encode(frame))))
+
+    def say(self, identity: bytes, frame: Any) -> Any:
+        """The last frame that answers."""
+        self.sent.clear()
+        self.desk.handle(identity, encode(frame), self.now)
+        self.desk.answer()
+        return self.sent[-1][1] if self.sent else None
+
+    def later(self, seconds: int) -> None:
+        self.now = Instant(self.now.mono_ns + seconds * NS_PER_S, self.now.wall_ns + seconds * NS_PER_S)
+
+
+def test_a_session_is_not_forgotten_while_its_client_is_there() -> None:
+    desk = Desk()
+    welcome = desk.say(b"c", frames.ClientHello(1))
+    for _ in range(30):
+        desk.later(3600)
+        desk.sent.clear()
+        desk.desk.keep_sessions(desk.now)
+        desk.queue.forget(desk.now)
+    assert welcome.session in desk.queue.state.sessions
+    assert type(desk.say(b"c", frames.Submit(1, 1, [group(b"\xc0")]))) is frames.Accepted
+
+
+def test_a_session_whose_client_went_without_a_word_is_forgotten() -> None:
+    desk = Desk()
+    welcome = desk.say(b"c", frames.ClientHello(1))
+    for _ in range(60):
+        desk.later(3600)
+        desk.sent.clear()
+        desk.desk.keep_sessions(desk.now)
+        desk.desk.lost({identity for identity, _ in desk.sent})  # nobody is there
+        desk.queue.forget(desk.now)
+    assert welcome.session not in desk.queue.state.sessions
+    assert desk.desk.connected == 0
+
+
+def test_a_forgotten_session_takes_no_jobs() -> None:
+    desk = Desk()
+    desk.say(b"c", frames.ClientHello(1))
+    desk.later(2 * 86_400)
+    desk.queue.forget(desk.now)
+    answer = desk.say(b"c", frames.Submit(1, 1, [group(b"\xc0")]))
+    assert type(answer) is frames.Error
+    assert "Hello" in answer.message
+    assert not desk.queue.state.jobs
+
+
+def test_watchers_of_a_job_are_bounded() -> None:
+    desk = Desk()
+    owner = desk.say(b"c", frames.ClientHello(1))
+    desk.say(b"c", frames.Submit(1, 1, [group(b"\xc0")]))
+    for number in range(WATCHERS_MAX + 50):
+        identity = b"w%d" % number
+        desk.say(identity, frames.ClientHello(1))
+        desk.say(identity, frames.Ask(1, [owner.session << 32 | 1]))
+    [watching] = desk.desk._watchers.values()
+    assert len(watching) == WATCHERS_MAX
+
+
+def test_the_largest_answers_are_frames() -> None:
+    desk = Desk()
+    welcome = desk.say(b"c", frames.ClientHello(1))
+    ids = []
+    for number in range(1, 6):
+        desk.say(b"c", frames.Submit(number, 1 + 4000 * (number - 1), [group(*[b""] * 4000, labels={"a": "b" * 90})]))
+        ids += [welcome.session << 32 | 1 + 4000 * (number - 1) + i for i in range(4000)]
+    answer = desk.say(b"c", frames.Ask(1, ids))
+    assert len(answer.jobs) == 20_000
+    assert len(encode(answer)) < FRAME_BYTES_MAX
