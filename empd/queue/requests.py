@@ -10,7 +10,7 @@ from empd.job import JobFilter, Outcome, State
 from empd.queue.claims import waiting_reason
 from empd.queue.outcomes import Ends
 from empd.queue.room import WaitingRoom
-from empd.queue.rows import Fact, Ids, Kind, Stopping, StoppingJob
+from empd.queue.rows import Fact, Forgotten, Ids, Kind, Stopping, StoppingJob
 from empd.queue.state import Job, QueueState
 from empd.result import JobError, JobStatus
 
@@ -26,6 +26,13 @@ class Cancelled(NamedTuple):
     cancelled: list[int]
     cancelling: list[int]
     unknown: list[int]
+
+
+def leave(state: QueueState, session: int) -> list[Fact]:
+    """A client goes and nobody will come back for its session: it is forgotten now, unless jobs of it are open."""
+    if session not in state.sessions or session in state.open_jobs:
+        return []
+    return [Fact(Kind.FORGOTTEN, Forgotten(sessions=[session]))]
 
 
 def cancel(state: QueueState, ids: Iterable[int], at_ns: int) -> Cancelled:
