@@ -374,8 +374,8 @@ EMBEDDED: dict[str, Any] = {
         },
         "echo": {
             "connector": "SimulationConnector",
-            "api_config": {"duration_s": 0},
-            "description": "Answers at once; for measuring the way there and back.",
+            "api_config": {"duration_s": 0, "echo": True},
+            "description": "Sends the payload back at once; for measuring the way there and back.",
         },
     },
 }

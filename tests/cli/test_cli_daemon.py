@@ -29,17 +29,17 @@ def test_submit_prints_the_id_and_job_shows_it(box: Box) -> None:
     document = eventually(lambda: (d := box.empd("job", job_id, "--json").json)["state"] == "completed" and d)
     assert document["labels"] == {"who": "me"}
     assert document["priority"] == 70
-    assert document["result"] == {"steps": 1}
+    assert document["result"] == {"steps": 1, "echo": {"x": 1}}
     assert "state:        completed" in box.empd("job", job_id.upper()).out
-    assert json.loads(box.empd("job", job_id, "--result").out) == {"steps": 1}
+    assert json.loads(box.empd("job", job_id, "--result").out) == {"steps": 1, "echo": {"x": 1}}
 
 
 def test_submit_wait_prints_the_result_alone(box: Box, tmp_path: Path) -> None:
-    assert box.empd("submit", "echo", "1", "--wait").json == {"steps": 1}
-    assert box.empd("submit", "echo", "-", "-w", stdin='{"y": 2}').json == {"steps": 1}
+    assert box.empd("submit", "echo", "1", "--wait").json == {"steps": 1, "echo": 1}
+    assert box.empd("submit", "echo", "-", "-w", stdin='{"y": 2}').json == {"steps": 1, "echo": {"y": 2}}
     target = tmp_path / "result.json"
     assert box.empd("submit", "echo", "1", "-o", str(target)).out == ""
-    assert json.loads(target.read_text()) == {"steps": 1}
+    assert json.loads(target.read_text()) == {"steps": 1, "echo": 1}
 
 
 def test_submit_file_and_key(box: Box, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_reload_replaces_the_workers(box: Box) -> None:
 
 
 def test_journal_is_verified_and_exported_while_the_daemon_runs(box: Box) -> None:
-    assert box.empd("submit", "echo", "1", "--wait").json == {"steps": 1}
+    assert box.empd("submit", "echo", "1", "--wait").json == {"steps": 1, "echo": 1}
     found = box.empd("journal", "verify", "--json").json
     assert found["ok"]
     assert found["rows"] > 0
