@@ -11,6 +11,7 @@ no randomness: the same calls give the same facts.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 from empd.clock import NS_PER_S, Instant
@@ -224,6 +225,10 @@ class Queue:
         passed = deadlines.passed(self.state, now)
         self.apply(passed.facts, now)
         return passed.stuck
+
+    def ask_again(self, job: Job, now: Instant) -> None:
+        """The holder of a job that does not stop could not be ended; `tick` names it again after a while."""
+        heapq.heappush(self.state.graces, (now.mono_ns + NS_PER_S, job.id, job.epoch))
 
     def stalled(self, job: Job, now: Instant) -> None:
         """The job has not moved for its service's progress limit."""
