@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import secrets
 import signal
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -28,17 +29,19 @@ from empd.broker.status import picture
 from empd.broker.stream import Stream
 from empd.broker.workers import WorkerDesk
 from empd.clock import NS_PER_MS, NS_PER_S, Instant
-from empd.errors import JournalError
+from empd.errors import ConfigError, JournalDamaged, JournalError
 from empd.lifecycle import Child, Control, Notice
 from empd.memory.board import Board
 from empd.memory.layout import Activity
 from empd.queue.evolve import HISTORY
-from empd.queue.machine import Queue
+from empd.queue.machine import NOTHING_LOST, Lost, Queue
 from empd.queue.rows import Kind
 from empd.store.journal import Row, SqliteJournal
 
 RESERVE_BYTES = 16 << 20
 EXIT_JOURNAL = 74
+_LOST_BOOTS = 1 << 18  # of the 2^31 that an epoch has room for
+_LOST_SESSIONS = 1 << 22  # of the 2^32 that a job id has room for
 _FORGET_EVERY_NS = 10 * NS_PER_S
 _CURSOR_EVERY_NS = NS_PER_S
 _TRIM_EVERY_PASSES = 16
@@ -92,7 +95,7 @@ class Broker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(200_000, 50, 100)
-        self.queue.start(clock.boot_id(), _version(), now)
+        self.queue.start(clock.boot_id(), _version(), now, _passed_over(self.ledger.journal.loss))
         self.ledger.commit(now)
         self._clients = Router(self._context, settings.clients_endpoint, settings.curve_dir)
         self._workers = Router(self._context, settings.workers_endpoint)
@@ -231,6 +234,14 @@ class Broker:
         return picture(self.queue, self.ledger, counters, clock.now())
 
 
+def _passed_over(loss: str) -> Lost:
+    """Random, so that two lives that go on from the same copy of a journal do not meet again."""
+    if not loss:
+        return NOTHING_LOST
+    _log.warning("%s; ids of boots and sessions go on from further up", loss)
+    return Lost(_LOST_BOOTS + secrets.randbelow(_LOST_BOOTS), _LOST_SESSIONS + secrets.randbelow(_LOST_SESSIONS))
+
+
 def _version() -> str:
     try:
         return version("empd")
@@ -246,4 +257,8 @@ def main(child: Child) -> int:
     except JournalError as error:
         _log.critical("%s", error)
         return lifecycle.EXIT_OPERATOR
-    return broker.serve()
+    try:
+        return broker.serve()
+    except (ConfigError, JournalDamaged) as error:
+        _log.critical("%s", error)
+        return lifecycle.EXIT_OPERATOR

@@ -77,6 +77,7 @@ class Evolver:
         state = self.state
         state.boot = body.boot
         state.next_epoch = body.boot << 32 | 1
+        state.sessions_opened = max(state.sessions_opened, body.sessions_opened)
         self._tie(at_ns, body.boot_id, body.mono_ns)
 
     def _clock(self, seq: int, at_ns: int, fact: Fact) -> None:

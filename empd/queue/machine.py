@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from empd.clock import NS_PER_S, Instant
 from empd.job import State, Submit
@@ -20,7 +21,7 @@ from empd.lifecycle import Exit
 from empd.payload import BlobRef
 from empd.queue import admission, claims, deadlines, outcomes, requests, rows
 from empd.queue.carry import carry
-from empd.queue.evolve import Evolver, due
+from empd.queue.evolve import Evolver, due, forget_recent
 from empd.queue.options import OptionsTable
 from empd.queue.policy import Policy
 from empd.queue.room import WaitingRoom
@@ -31,6 +32,16 @@ Pending = list[tuple[int, int, Fact]]
 """(seq, wall time, fact), to be journaled."""
 
 _CLOCK_STEP_NS = NS_PER_S
+
+
+class Lost(NamedTuple):
+    """Numbers that rows which are gone may have given out."""
+
+    boots: int = 0
+    sessions: int = 0
+
+
+NOTHING_LOST = Lost()
 
 
 class StaleState(Exception):
@@ -65,9 +76,13 @@ class Queue:
         for fact in facts:
             self.pending.append((self.evolver.evolve(now.wall_ns, fact), now.wall_ns, fact))
 
-    def start(self, boot_id: str, version: str, now: Instant) -> None:
-        """Begins the next boot. Its row has to be committed before the first claim."""
-        body = rows.Started(self.state.boot + 1, boot_id, now.mono_ns, version)
+    def start(self, boot_id: str, version: str, now: Instant, lost: Lost = NOTHING_LOST) -> None:
+        """Begins the next boot. Its row has to be committed before the first claim. After a loss of rows `lost` says
+        how many boots and sessions to pass over, so that no epoch and no job id is given twice."""
+        state = self.state
+        body = rows.Started(
+            state.boot + 1 + lost.boots, boot_id, now.mono_ns, version, state.sessions_opened + lost.sessions
+        )
         self.apply([Fact(Kind.STARTED, body)], now)
         deadlines.rearm(self.state, self.policy, now.mono_ns)
         self.room.refill(self.state.jobs.values())
@@ -81,6 +96,7 @@ class Queue:
 
     def carry(self, upto_seq: int, now: Instant) -> Pending:
         """The facts that let rows up to `upto_seq` be trimmed; evolved, for the journal to write while it trims."""
+        forget_recent(self.state, upto_seq)  # their rows go
         return [(self.evolver.evolve(now.wall_ns, fact), now.wall_ns, fact) for fact in carry(self.state, upto_seq)]
 
     # --- clients ---
@@ -90,6 +106,11 @@ class Queue:
         number = self.state.sessions_opened + 1
         self.apply([Fact(Kind.SESSION, rows.SessionOpened(number, token, name), number)], now)
         return self.state.sessions[number]
+
+    def close_session(self, session: Session, now: Instant) -> None:
+        """The client will not come back; its jobs go on."""
+        if session.number in self.state.sessions:
+            self.apply([Fact(Kind.FORGOTTEN, rows.Forgotten(sessions=[session.number]))], now)
 
     def submit(
         self, session: Session, frame: Submit, raw: bytes, now: Instant, outside: admission.Outside = admission.OPEN

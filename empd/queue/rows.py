@@ -57,12 +57,14 @@ class Kind(enum.IntEnum):
 
 
 class Started(Record):
-    """`mono_ns` is the steady clock at the row's `at_ns`, comparable within `boot_id`."""
+    """`mono_ns` is the steady clock at the row's `at_ns`, comparable within `boot_id`. Session numbers up to
+    `sessions_opened` are taken, also where no row says by whom (rows were lost)."""
 
     boot: int
     boot_id: str
     mono_ns: int
     version: str
+    sessions_opened: int = 0
 
 
 class Clock(Record):
