@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import stat
 import time
@@ -14,6 +15,7 @@ import zmq
 
 from empd import AsyncClient, Client
 from empd.errors import ConfigError, EmpdError, NotRunning, Refused
+from empd.lifecycle import EXIT_OPERATOR
 from empd.wire import curve, frames
 from empd.wire.codec import encode
 from tests.box import Box, wait_until
@@ -148,3 +150,12 @@ def test_files_of_keys(tmp_path: Path) -> None:
     for secret in (tmp_path / "keys" / "server.key_secret", tmp_path / "a" / "client.key_secret"):
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert "secret" not in (tmp_path / "keys" / "clients" / "a.key").read_text().split("curve")[1]
+
+
+def test_a_daemon_without_its_keys_says_which(tmp_path: Path) -> None:
+    with contextlib.closing(Box(endpoint="tcp://127.0.0.1:9", curve_dir=str(tmp_path))) as daemon:
+        daemon.start(wait=False)
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == EXIT_OPERATOR
+        assert "server.key_secret: no such file" in daemon.log()
+        assert "Traceback" not in daemon.log()
