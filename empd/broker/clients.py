@@ -135,6 +135,7 @@ class ClientDesk:
 
     def _bye(self, identity: bytes, session: Session, frame: frames.Bye, now: Instant) -> None:
         self.lost((identity,))
+        self._stream.forget(identity)
         if frame.forget:
             self._queue.apply(requests.leave(self._queue.state, session.number), now)
 

@@ -75,7 +75,13 @@ class Stream:
 
     def cursors(self) -> dict[str, int]:
         """How far each connected consumer is."""
-        return {name: subscriber.processed_seq() for (_, name), subscriber in self._subscribers.items() if name}
+        last_seq = self._journal.last_seq
+        return {name: min(each.processed_seq(), last_seq) for (_, name), each in self._subscribers.items() if name}
+
+    def forget(self, identity: bytes) -> None:
+        """This connection says no more."""
+        for key in [key for key in self._subscribers if key[0] == identity]:
+            del self._subscribers[key]
 
     def feed(self, committed: list[Row], mono_ns: int) -> int | None:
         """Sends what subscribers have room for; `committed` are the rows of this pass. Returns the steady time at

@@ -143,7 +143,7 @@ def forgotten(state: QueueState, policy: Policy, now: Instant) -> list[Fact]:
         dead = [
             job.id
             for index, job in enumerate(buried)
-            if index < surplus or now.wall_ns - job.submitted_ns > policy.dead_keep_ns
+            if index < surplus or now.wall_ns - (job.started_ns or job.submitted_ns) > policy.dead_keep_ns
         ]
     body = Forgotten(sessions[:_FORGET_MAX], keys[:_FORGET_MAX], dead[:_FORGET_MAX])
     return [Fact(Kind.FORGOTTEN, body)] if sessions or keys or dead else []

@@ -107,11 +107,6 @@ class Queue:
         self.apply([Fact(Kind.SESSION, rows.SessionOpened(number, token, name), number)], now)
         return self.state.sessions[number]
 
-    def close_session(self, session: Session, now: Instant) -> None:
-        """The client will not come back; its jobs go on."""
-        if session.number in self.state.sessions:
-            self.apply([Fact(Kind.FORGOTTEN, rows.Forgotten(sessions=[session.number]))], now)
-
     def submit(
         self, session: Session, frame: Submit, raw: bytes, now: Instant, outside: admission.Outside = admission.OPEN
     ) -> admission.Admission:

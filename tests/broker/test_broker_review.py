@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from box import wait_until
 from broker_process import RawBroker, RawWorker, group
 
 from empd.broker.clients import WATCHERS_MAX, ClientDesk, Host, Means
@@ -73,6 +74,27 @@ def test_a_dead_worker_that_says_hello_late_gets_nothing(broker: RawBroker) -> N
     late.close()
 
 
+def test_a_cursor_beyond_the_journal_is_not_believed(broker: RawBroker) -> None:
+    client = broker.client()
+    client.say(frames.Subscribe("history", 1_000_000))
+    wait_until(lambda: "history" in client.ask(frames.Status)["consumers"], "the consumer to be known")
+    status = client.ask(frames.Status)
+    assert status["consumers"]["history"] <= status["journal"]["last_seq"]
+
+
+def test_a_client_that_says_good_bye_leaves_no_subscription(broker: RawBroker) -> None:
+    client, other = broker.client(), broker.client()
+    client.say(frames.Subscribe("", 1, 1))
+    client.hear(frames.Rows)
+    client.say(frames.Bye(True), frames.ClientHello(1))  # the connection itself stays
+    client.hear(frames.Welcome)
+    other.accepted(group(b"\xc0"))
+    other.ask(frames.Status)
+    client.say(frames.Status(9))
+    client.hear(frames.Reply, request=9)
+    assert not [frame for frame in client.take() if type(frame) is frames.Rows]
+
+
 # --- the clients' desk by itself -------------------------------------------------------------------------------------
 
 
@@ -87,7 +109,7 @@ class Desk:
         self.sent: list[tuple[bytes, Any]] = []
         outbox: Any = SimpleNamespace(put=self._put)
         ledger: Any = SimpleNamespace(closed="", journal=SimpleNamespace(instance="i" * 32, last_seq=0))
-        nothing: Any = SimpleNamespace()
+        nothing: Any = SimpleNamespace(forget=lambda identity: None)
         self.desk = ClientDesk(Means(self.queue, ledger, outbox, nothing, nothing), Host("h", "s", "v"))
 
     def _put(self, identity: bytes, frame: Any) -> None:

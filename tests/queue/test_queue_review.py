@@ -166,7 +166,7 @@ def test_a_wait_that_is_none_delays_the_next_attempt_for_a_bounded_time(after_s:
     assert job.state is State.DELAYED
     bench.advance(8 * 86_400)
     bench.tick()
-    assert job.state is State.WAITING
+    assert job.state is State.WAITING  # type: ignore[comparison-overlap]  # the tick moved it
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
@@ -355,6 +355,29 @@ def test_a_job_stands_once_in_the_line_after_a_replay() -> None:
     standing = [job.id for group in queue.room.groups() for job in group.fifo if job.state is State.WAITING]
     standing += [job.id for group in queue.room.groups() for _, _, job in group.early if job.state is State.WAITING]
     assert len(standing) == len(set(standing))
+
+
+def test_ended_jobs_whose_rows_are_trimmed_take_no_memory() -> None:
+    bench = Bench(slots=64)
+    bench.say(ALPHA, *[b"p"] * 50)
+    bench.run()
+    bench.finish("w0", "done", 50)
+    assert len(bench.queue.state.recent) == 50  # no history has read them
+    bench.trim(1.0)
+    assert not bench.queue.state.recent
+
+
+def test_a_dead_letter_is_kept_from_its_death_on() -> None:
+    bench = Bench(policy(max_crashes=1, dead_keep_ns=3600 * NS_PER_S))
+    bench.say(ALPHA)
+    bench.advance(7200)
+    [job] = bench.run()
+    bench.kill_worker("w0", Exit.CRASHED)
+    bench.queue.forget(bench.now)
+    assert bench.jobs[job.id].state is State.DEAD
+    bench.advance(3601)
+    bench.queue.forget(bench.now)
+    assert not bench.jobs
 
 
 def test_a_carry_is_bounded_in_bytes() -> None:
