@@ -18,6 +18,7 @@ class Payloads:
     def __init__(self, welcome: Welcome) -> None:
         self._inline_bytes_max = welcome.inline_bytes_max
         local = welcome.host == host_id()
+        # Any process of this host may read what its user may; only the daemon's own user writes.
         self._arena = Arena(Path(welcome.spool_dir), Path(welcome.volatile_dir)) if local else None
 
     def encode(self, payload: Any) -> tuple[str, Carried]:
@@ -37,14 +38,15 @@ class Payloads:
         return encoding, data if type(data) is bytes else bytes(data)
 
     def _put(self, encoding: str, data: bytes | memoryview, size: int) -> BlobRef:
-        if self._arena is None:
-            limits = f"{size} bytes, over {self._inline_bytes_max}"
-            reason = f"the payload has {limits}, and the daemon is on another host: POST it to /v1/blobs"
-            raise Refused(FailureClass.INVALID_INPUT, reason)
+        if self._arena is None or not self._arena.usable():
+            where = "is on another host" if self._arena is None else "runs as another user"
+            reason = f"the payload has {size} bytes, over {self._inline_bytes_max}, and the daemon {where}"
+            advice = "POST the payload to /v1/blobs and submit the BlobRef that comes back"
+            raise Refused(FailureClass.INVALID_INPUT, f"{reason}: {advice}")
         return self._arena.put(data, durable=True, encoding=encoding)
 
     def read(self, ref: BlobRef) -> bytes:
         """A blob's content. Raises BlobMissing."""
-        if self._arena is None:
-            raise BlobMissing(f"result {ref.id} lies on the daemon's host: GET it from /v1/blobs/{ref.id}")
+        if self._arena is None or not self._arena.readable():
+            raise BlobMissing(f"result {ref.id} cannot be read from here: GET it from /v1/blobs/{ref.id}")
         return self._arena.read(ref)

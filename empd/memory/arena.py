@@ -7,8 +7,9 @@
     volatile_dir/         as above without the fan-out, in /dev/shm (0700): gone after a reboot
 
 A blob gets its name by a rename when it is whole, so who finds it finds all of it. Ids, never paths, cross the
-wire, and only what matches `^[0-9a-f]{32}$` ever becomes a path. Removing a blob leaves open descriptors and
-maps valid. Nothing here locks: blobs never change, and each file has one writer.
+wire, and only what matches `^[0-9a-f]{32}$` ever becomes a path. Only the daemon's user writes here; where the
+directory of the spool (the state directory) is open to its group, members of the group can read. Removing a blob
+leaves open descriptors and maps valid. Nothing here locks: blobs never change, and each file has one writer.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def volatile_directory(tag: str) -> Path:
 class BlobWriter:
     """Writes one blob piece by piece. Leaving the `with` block without `commit` leaves nothing behind."""
 
-    def __init__(self, path: Path, durable: bool, encoding: str) -> None:
+    def __init__(self, path: Path, durable: bool, encoding: str, group: bool = False) -> None:
         self._path = path
         self._part = path.with_name(path.name + _PART)
         self._durable = durable
@@ -55,6 +56,8 @@ class BlobWriter:
         self._size = 0
         self._crc32 = 0
         self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if group:
+            os.fchmod(self._fd, 0o640)
 
     @property
     def size(self) -> int:
@@ -137,17 +140,31 @@ class Arena:
         """Makes both directories, for the daemon to call at its start. Raises Refused when they cannot be used."""
         for directory in (self.spool_dir, self.volatile_dir):
             try:
-                _make_directory(directory)
+                _make_directory(directory, self._group())
             except OSError as error:
                 raise _refusal(error, directory) from error
 
-    def usable(self) -> bool:
-        """Whether a client can share blobs with the daemon: both directories are here, and this user's."""
+    def _group(self) -> bool:
+        """Whether the group may read: the state directory is open to it, and it is the group that files here get."""
         try:
-            found = [os.stat(self.spool_dir), os.stat(self.volatile_dir)]
+            found = os.stat(self.spool_dir.parent)
         except OSError:
             return False
-        return all(each.st_uid == os.geteuid() for each in found)
+        return found.st_mode & 0o050 == 0o050 and found.st_gid == os.getegid() and found.st_uid == os.geteuid()
+
+    def usable(self) -> bool:
+        """Whether a client can put blobs here for the daemon: the spool is here, and all that is here this user's."""
+        try:
+            owners = {os.stat(self.spool_dir).st_uid}
+            with contextlib.suppress(FileNotFoundError):  # made again by the first that needs it
+                owners.add(os.stat(self.volatile_dir).st_uid)
+        except OSError:
+            return False
+        return owners == {os.geteuid()}
+
+    def readable(self) -> bool:
+        """Whether blobs can be read here, by the daemon's user or its group."""
+        return os.access(self.spool_dir, os.R_OK | os.X_OK)
 
     def put(self, data: BytesLike | Iterable[BytesLike], *, durable: bool, encoding: str) -> BlobRef:
         """Stores a blob: whole and (if durable) on the disk on return. Raises Refused when there is no room."""
@@ -166,7 +183,7 @@ class Arena:
         path = self._path(secrets.token_hex(16), durable)
         try:
             self._prepare(path.parent)
-            return BlobWriter(path, durable, encoding)
+            return BlobWriter(path, durable, encoding, self._group())
         except OSError as error:
             raise _refusal(error, path.parent) from error
 
@@ -300,25 +317,30 @@ class Arena:
         """Makes the directory where it is missing, and sees once in this process that it is safe to use."""
         if directory in self._ready and directory.is_dir():
             return
+        group = self._group()
         if directory == self.volatile_dir:
-            _make_directory(directory)
+            _make_directory(directory, group)
         else:
-            _make_directory(self.spool_dir)
-            _make_directory(directory)
+            _make_directory(self.spool_dir, group)
+            _make_directory(directory, group)
             # Whoever made the fan-out directory may have died before its entry was on the disk.
             _fsync_directory(self.spool_dir)
             _fsync_directory(self.spool_dir.parent)
         self._ready.add(directory)
 
 
-def _make_directory(directory: Path) -> None:
-    """Makes a directory for this user alone. Raises PermissionError when what is there is not one."""
+def _make_directory(directory: Path, group: bool) -> None:
+    """Makes a directory that this user alone writes, and (with `group`) its group can read. Raises PermissionError when
+    what is there is not one."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = os.lstat(directory)
     # /dev/shm is open to all: somebody else may have made the directory to read or drop what is put there. And a
     # client that runs as root must not leave directories behind that the daemon cannot use.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise PermissionError(errno.EACCES, "it is another user's, or open to others")
+    mode = 0o750 if group else 0o700
+    if stat.S_IMODE(found.st_mode) != mode:
+        os.chmod(directory, mode)
 
 
 def _read_rest(fd: int, first: bytes, size: int) -> bytes:

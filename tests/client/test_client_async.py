@@ -189,6 +189,7 @@ def test_failures_blobs_and_refused_types(folder: Path, run: Runner) -> None:
             with pytest.raises(TypeError):
                 await client.submit("s", object())
 
+    (folder / "spool").mkdir(mode=0o700)
     model = ModelBroker(failing(4, "worker_crashed"), spool=str(folder / "spool"), volatile=str(folder / "v"))
     with serving(folder, model) as double:
         run(main(double.endpoint))

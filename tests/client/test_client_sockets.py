@@ -358,6 +358,7 @@ def test_what_was_submitted_is_flushed_at_exit(folder: Path) -> None:
 
 
 def test_large_payloads_and_results_go_through_the_arena(folder: Path) -> None:
+    (folder / "spool").mkdir(mode=0o700)
     model = ModelBroker(spool=str(folder / "spool"), volatile=str(folder / "volatile"))
     with serving(folder, model) as double, Client(double.endpoint) as client:
         large = os.urandom(3 << 20)
@@ -372,11 +373,22 @@ def test_large_payloads_and_results_go_through_the_arena(folder: Path) -> None:
             client.submit("s", missing).result(5)
 
 
+def test_another_users_daemon_gets_no_blobs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelBroker(spool=str(folder / "spool"), volatile=str(folder / "volatile"))
+    (folder / "spool").mkdir(mode=0o700)
+    monkeypatch.setattr(os, "geteuid", lambda uid=os.geteuid(): uid + 12345)  # type: ignore[misc]
+    with serving(folder, model) as double, Client(double.endpoint) as client:
+        with pytest.raises(Refused, match="runs as another user: POST the payload to /v1/blobs"):
+            client.submit("s", bytes(100_000))
+        assert client.submit("s", b"\x01").result(5) == 1
+    assert list((folder / "spool").iterdir()) == []
+
+
 def test_a_distant_daemon_gets_no_blobs(folder: Path) -> None:
     model = ModelBroker()
     model.host = "elsewhere"
     with serving(folder, model) as double, Client(double.endpoint) as client:
-        with pytest.raises(Refused, match="POST it to /v1/blobs"):
+        with pytest.raises(Refused, match="is on another host: POST the payload to /v1/blobs"):
             client.submit("s", bytes(carrying.INLINE_BYTES_MAX + 1))
         with pytest.raises(BlobMissing, match="GET it from /v1/blobs/"):
             client.submit("s", BlobRef("ab" * 16, 4, 0)).result(5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import signal
 import stat
 import subprocess
@@ -403,6 +404,30 @@ def test_an_arena_is_usable_where_both_directories_are_this_users(arena):
     with pytest.raises(Refused, match="open to others"):
         arena.put(b"x", durable=True, encoding="bytes")
     assert list(arena.spool_dir.iterdir()) == [], "no directory is left in somebody else's spool"
+
+
+def test_the_group_reads_where_the_state_directory_is_open_to_it(tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    arena = Arena(state / "spool", tmp_path / "volatile")
+
+    def modes():
+        refs = [arena.put(b"x", durable=durable, encoding="bytes") for durable in (True, False)]
+        files = [file_of(arena, ref) for ref in refs]
+        places = {arena.spool_dir, arena.volatile_dir, *(path.parent for path in files)}
+        return {stat.S_IMODE(p.stat().st_mode) for p in files}, {stat.S_IMODE(p.stat().st_mode) for p in places}
+
+    for state_mode, file_mode, directory_mode in ((0o700, 0o600, 0o700), (0o750, 0o640, 0o750), (0o710, 0o600, 0o700)):
+        state.chmod(state_mode)
+        arena = Arena(state / "spool", tmp_path / "volatile")
+        arena.make_directories()
+        for each in arena.spool_dir.iterdir():
+            shutil.rmtree(each)
+        assert modes() == ({file_mode}, {directory_mode})
+    # A group that is not the one that files here get is told nothing.
+    state.chmod(0o750)
+    monkeypatch.setattr(os, "getegid", lambda gid=os.getegid(): gid + 4321)
+    assert stat.S_IMODE(file_of(arena, arena.put(b"x", durable=True, encoding="bytes")).stat().st_mode) == 0o600
 
 
 # --- leftovers ---------------------------------------------------------------------------------------------------
