@@ -13,6 +13,7 @@ from empd.clock import Instant, seconds_to_ns
 from empd.job import State
 from empd.lifecycle import Child, ChildKind, Control, Exit, Notice
 from empd.memory.board import Board
+from empd.queue import deadlines
 from empd.queue.machine import Queue
 from empd.queue.state import Job, Worker
 
@@ -92,7 +93,7 @@ class Neighbours:
         if worker.generation in self._killing:
             return
         if slot is None:
-            self._queue.ask_again(job, now)
+            deadlines.ask_again(self._queue.state, job, now.mono_ns)
             return
         _log.warning("worker %s does not stop job %x; asking for its end", worker.name, job.id)
         record = Control(
@@ -101,7 +102,7 @@ class Neighbours:
         if lifecycle.send(self._child.control, record):
             self._killing.add(worker.generation)
         else:
-            self._queue.ask_again(job, now)
+            deadlines.ask_again(self._queue.state, job, now.mono_ns)
 
     def watch_progress(self, now: Instant) -> None:
         """Stops jobs that have not moved for their service's `progress_timeout_s`, as the board shows it."""

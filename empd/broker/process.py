@@ -36,6 +36,7 @@ from empd.memory.layout import Activity
 from empd.queue.evolve import HISTORY
 from empd.queue.machine import NOTHING_LOST, Lost, Queue
 from empd.queue.rows import Kind
+from empd.queue.state import take_released
 from empd.store.journal import Row, SqliteJournal
 
 RESERVE_BYTES = 16 << 20
@@ -209,7 +210,7 @@ class Broker:
         self.workers.lost(self._worker_box.flush())
         self.clients.lost(self._client_box.flush())
         self.workers.lost(self._receipt_box.flush())
-        self.blobs.release(self.queue.take_released())
+        self.blobs.release(take_released(self.queue.state))
         self._stream_ns = self.stream.feed(rows, now.mono_ns)
         if not rows or self._passes % _TRIM_EVERY_PASSES == 0:
             consumer = self.queue.state.consumers.get(HISTORY)

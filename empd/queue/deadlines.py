@@ -100,6 +100,11 @@ def _stuck(state: QueueState, mono_ns: int) -> list[tuple[Worker, Job]]:
     return stuck
 
 
+def ask_again(state: QueueState, job: Job, mono_ns: int) -> None:
+    """The holder of a job that does not stop could not be ended: it is stuck again after a while."""
+    heapq.heappush(state.graces, (mono_ns + NS_PER_S, job.id, job.epoch))
+
+
 def rearm(state: QueueState, policy: Policy, mono_ns: int) -> None:
     """After a replay: a holder that is being stopped gets its whole grace again, since nobody asked it meanwhile."""
     state.graces = [

@@ -11,14 +11,12 @@ no randomness: the same calls give the same facts.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from empd.clock import NS_PER_S, Instant
 from empd.job import State, Submit
 from empd.lifecycle import Exit
-from empd.payload import BlobRef
 from empd.queue import admission, claims, deadlines, outcomes, requests, rows
 from empd.queue.carry import carry
 from empd.queue.evolve import Evolver, due, forget_recent
@@ -132,13 +130,6 @@ class Queue:
         """Sets which workers (`*`: all) get no claims."""
         self.apply([Fact(Kind.OPERATED, rows.Operated(sorted(set(drained))))], now)
 
-    def take_released(self) -> list[BlobRef]:
-        """Blobs that no unfinished job refers to any more, each once. A job that came after the last one ended (or, in
-        a replay, was carried past it) may refer to one again."""
-        state = self.state
-        released, state.released = state.released, []
-        return [blob for blob in released if blob.id not in state.blobs]
-
     def move_cursor(self, consumer: str, seq: int, now: Instant) -> None:
         """A consumer of the event stream has processed rows up to `seq`. A cursor never goes back, and does not
         move for the row alone that said where it was."""
@@ -241,10 +232,6 @@ class Queue:
         passed = deadlines.passed(self.state, now)
         self.apply(passed.facts, now)
         return passed.stuck
-
-    def ask_again(self, job: Job, now: Instant) -> None:
-        """The holder of a job that does not stop could not be ended; `tick` names it again after a while."""
-        heapq.heappush(self.state.graces, (now.mono_ns + NS_PER_S, job.id, job.epoch))
 
     def stalled(self, job: Job, now: Instant) -> None:
         """The job has not moved for its service's progress limit."""

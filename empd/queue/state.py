@@ -188,6 +188,13 @@ def worker_of(state: QueueState, name: str, generation: int) -> Worker:
     return worker
 
 
+def take_released(state: QueueState) -> list[BlobRef]:
+    """Blobs that no unfinished job refers to any more, each once. A job that came after the last one ended (or, in a
+    replay, was carried past it) may refer to one again."""
+    released, state.released = state.released, []
+    return [blob for blob in released if blob.id not in state.blobs]
+
+
 def steady_ns(state: QueueState, at_ns: int) -> int:
     """The steady time of a wall time, by the newest row that tied the two."""
     return at_ns - state.wall_minus_mono_ns

@@ -14,12 +14,12 @@ from empd.errors import FailureClass
 from empd.job import Cause, JobFilter, JobGroup, JobOptions, Outcome, State, Submit
 from empd.lifecycle import Exit
 from empd.payload import FRAME_BYTES_MAX, BlobRef
-from empd.queue import requests
+from empd.queue import deadlines, requests
 from empd.queue.admission import Admission
 from empd.queue.machine import Queue
 from empd.queue.policy import Policy
 from empd.queue.rows import Kind
-from empd.queue.state import Job, Offer
+from empd.queue.state import Job, Offer, take_released
 from empd.result import DoneJob, FailedJob, JobError
 from empd.wire import frames
 
@@ -316,7 +316,7 @@ def test_a_blob_that_a_carried_job_needs_is_not_given_away_after_a_restart() -> 
     bench.committed_seq = rows[-1][0]
     bench.kill_broker()
     assert bench.queue.state.blobs == {blob.id: 1}
-    assert blob not in bench.queue.take_released()
+    assert blob not in take_released(bench.queue.state)
 
 
 def test_a_blob_used_again_in_the_same_pass_is_kept() -> None:
@@ -325,10 +325,10 @@ def test_a_blob_used_again_in_the_same_pass_is_kept() -> None:
     bench.say(ALPHA, blob)
     bench.queue.cancel(list(bench.jobs), bench.now)
     bench.say(ALPHA, blob)
-    assert bench.queue.take_released() == []
+    assert take_released(bench.queue.state) == []
     bench.queue.cancel(list(bench.jobs), bench.now)
-    assert bench.queue.take_released() == [blob]
-    assert bench.queue.take_released() == []
+    assert take_released(bench.queue.state) == [blob]
+    assert take_released(bench.queue.state) == []
 
 
 def test_frames_refused_for_ever_take_no_memory() -> None:
@@ -391,3 +391,19 @@ def test_a_carry_is_bounded_in_bytes() -> None:
     assert upto > 1
     assert sum(len(fact.encoded()) for _, _, fact in carried) < 16 << 20
     assert max(len(fact.encoded()) for _, _, fact in carried) < FRAME_BYTES_MAX - 1024
+
+
+def test_a_job_that_does_not_stop_is_named_again_when_its_holder_could_not_be_ended() -> None:
+    bench = Bench()
+    bench.say(alpha(timeout_s=10.0))
+    [job] = bench.run()
+    bench.workers["w0"].running.clear()
+    bench.advance(10)
+    assert bench.queue.tick(bench.now) == []
+    bench.commit()
+    bench.advance(6)
+    assert [stuck.id for _, stuck in bench.queue.tick(bench.now)] == [job.id]
+    assert bench.queue.tick(bench.now) == []
+    deadlines.ask_again(bench.queue.state, job, bench.mono_ns)
+    bench.advance(1)
+    assert [stuck.id for _, stuck in bench.queue.tick(bench.now)] == [job.id]
