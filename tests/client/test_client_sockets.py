@@ -376,7 +376,8 @@ def test_large_payloads_and_results_go_through_the_arena(folder: Path) -> None:
 def test_another_users_daemon_gets_no_blobs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelBroker(spool=str(folder / "spool"), volatile=str(folder / "volatile"))
     (folder / "spool").mkdir(mode=0o700)
-    monkeypatch.setattr(os, "geteuid", lambda uid=os.geteuid(): uid + 12345)  # type: ignore[misc]
+    another = os.geteuid() + 12345
+    monkeypatch.setattr(os, "geteuid", lambda: another)
     with serving(folder, model) as double, Client(double.endpoint) as client:
         with pytest.raises(Refused, match="runs as another user: POST the payload to /v1/blobs"):
             client.submit("s", bytes(100_000))

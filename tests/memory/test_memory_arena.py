@@ -426,7 +426,8 @@ def test_the_group_reads_where_the_state_directory_is_open_to_it(tmp_path, monke
         assert modes() == ({file_mode}, {directory_mode})
     # A group that is not the one that files here get is told nothing.
     state.chmod(0o750)
-    monkeypatch.setattr(os, "getegid", lambda gid=os.getegid(): gid + 4321)
+    another = os.getegid() + 4321
+    monkeypatch.setattr(os, "getegid", lambda: another)
     assert stat.S_IMODE(file_of(arena, arena.put(b"x", durable=True, encoding="bytes")).stat().st_mode) == 0o600
 
 
