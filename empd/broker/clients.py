@@ -243,7 +243,10 @@ class ClientDesk:
     # --- the box ---
 
     def _status(self, identity: bytes, session: Session, frame: frames.Status, now: Instant) -> None:
-        self._reply(identity, frame.request, self.status())
+        body = self.status()
+        if frame.blobs:
+            body["blobs"] = [blob for blob in frame.blobs if blob in self._queue.state.blobs]
+        self._reply(identity, frame.request, body)
 
     def _operate(self, identity: bytes, session: Session, frame: frames.Operate, now: Instant) -> None:
         drained = set(self._queue.state.drained)

@@ -278,6 +278,11 @@ class Arena:
         """Bytes in all blobs, those being written included. Walks the directories."""
         return sum(found.st_size for _, _, found in self._files())
 
+    def aged(self, older_than_s: float) -> set[str]:
+        """The ids of blobs untouched for that long."""
+        newest_s = clock.now().wall_ns / clock.NS_PER_S - older_than_s
+        return {blob_id for _, blob_id, found in self._files() if blob_id and found.st_mtime <= newest_s}
+
     def sweep(self, known_ids: set[str], older_than_s: float) -> int:
         """Removes unfinished files, and blobs not in `known_ids`, untouched for `older_than_s`; returns how many.
 

@@ -258,6 +258,16 @@ class History:
         connection.execute("UPDATE meta SET value = ? WHERE key = 'session_floor'", (floor,))
         return floor
 
+    def result_blobs(self, after: int, limit: int) -> tuple[set[str], int | None]:
+        """The ids of blobs that results in the next `limit` rows after position `after` refer to, and the position to
+        go on behind (None: that was all). Begin with 0."""
+        after = max(after, self._results_dropped)
+        query = "SELECT position, outline FROM finished WHERE position > ? ORDER BY position LIMIT ?"
+        with self._guarded() as connection:
+            rows = connection.execute(query, (after, limit)).fetchall()
+            found = {blob.id for _, outline in rows if (blob := outline_blob(outline))}
+        return found, rows[-1][0] if len(rows) == limit else None
+
     def take_expired_blobs(self) -> list[BlobRef]:
         """The arena's blobs that only results referred to which `expire` has dropped since the last call."""
         with self._lock:

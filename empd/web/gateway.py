@@ -26,6 +26,7 @@ STATUS_TIMEOUT_S = 1.0
 STATUS_FRESH_S = 0.25
 JOIN_TIMEOUT_S = 60.0
 REPLAYS_MAX = 16
+BLOBS_A_QUESTION = 10_000
 
 
 class Gateway:
@@ -66,6 +67,19 @@ class Gateway:
                 raise NotRunning("the broker's status is not one")
             self._status = (asyncio.get_running_loop().time(), body)
             return body
+
+    async def blobs_in_use(self, blobs: Iterable[str]) -> tuple[set[str], dict[str, Any]]:
+        """Those of the blobs that unfinished jobs refer to, and the picture that holds for the answer."""
+        left = sorted(blobs)
+        used: set[str] = set()
+        while True:
+            part, left = left[:BLOBS_A_QUESTION], left[BLOBS_A_QUESTION:]
+            body = await self._ask(lambda number, part=part: frames.Status(number, part))  # type: ignore[misc]
+            if not isinstance(body, dict) or not isinstance(body.get("blobs", []), list):
+                raise NotRunning("the broker's status is not one")
+            used.update(body.get("blobs", []))
+            if not left:
+                return used, body
 
     async def head_seq(self) -> int:
         """The journal's last row."""

@@ -29,6 +29,7 @@ from empd.web.events import Feed, Hub
 from empd.web.gateway import Gateway
 from empd.web.history_socket import HistorySocket
 from empd.web.joblog import JobLogs
+from empd.web.leftovers import Leftovers
 from empd.web.metrics import Metrics
 from empd.web.projector import Projector
 from empd.web.retention import Retention
@@ -94,10 +95,12 @@ class WebProcess:
         self._telemetry_socket = TelemetrySocket(settings.telemetry_endpoint, hub, self._context.logs, metrics)
         self._projector = Projector(gateway, self._archive, metrics.jobs)
         self._retention = Retention(self._archive, arena, settings)
+        self._leftovers = Leftovers(gateway, self._archive, arena)
         self._runner = web.AppRunner(app.build(self._context), access_log=None, shutdown_timeout=self._grace_s)
         await self._listen()
         self._projector.start()
         self._retention.start()
+        self._leftovers.start()
         asyncio.get_running_loop().add_reader(self._child.control.fileno(), self._obey)
         self._beat()
         lifecycle.send(self._child.control, Control(Notice.READY))
@@ -135,6 +138,7 @@ class WebProcess:
             loop.remove_reader(self._child.control.fileno())
             await self._runner.cleanup()
             self._retention.stop()
+            self._leftovers.stop()
             await self._projector.stop()
             await self._context.feed.stop()
             self._telemetry_socket.close()

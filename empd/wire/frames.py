@@ -79,9 +79,11 @@ class List(Frame, tag=6):
 
 
 class Status(Frame, tag=7):
-    """Asks for the broker's picture of queues, workers and itself. Answered by `Reply`."""
+    """Asks for the broker's picture of queues, workers and itself. Answered by `Reply`. `blobs`: ids, of which the
+    answer's `blobs` names those that unfinished jobs refer to."""
 
     request: int
+    blobs: list[str] = []
 
 
 class Operate(Frame, tag=8):
