@@ -19,6 +19,8 @@ PROBLEMS_MAX = 1000
 """No more problem lines than this are listed; the counts go on."""
 
 _FAILURES_MAX = 100_000
+_HEADER_BYTES = 100
+_WRITE_FORMAT_AT, _WRITE_FORMATS = 18, (1, 2)
 _ROWS = "SELECT seq, at_ns, kind, origin, body, crc FROM rows WHERE seq >= ? ORDER BY seq"
 
 
@@ -79,6 +81,7 @@ class _Scan:
         if mark_seen and mark_seen.last_seq > last_seq:
             self._missing += mark_seen.last_seq - last_seq
             self._say(f"rows {last_seq + 1} to {mark_seen.last_seq} were committed and are missing")
+        self._check_header()
         self._check_structure()
         return Verification(
             self._problems,
@@ -90,6 +93,13 @@ class _Scan:
             self._missing,
             dict(self._kinds),
         )
+
+    def _check_header(self) -> None:
+        """SQLite reads a file whose header names a later format for writing, and does not write it."""
+        with self._path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+        if header and header[_WRITE_FORMAT_AT] not in _WRITE_FORMATS:
+            self._say(f"the header names write format {header[_WRITE_FORMAT_AT]}; the journal can be read, not written")
 
     def _check_structure(self) -> None:
         try:

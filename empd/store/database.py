@@ -30,6 +30,9 @@ def inspect(path: Path) -> Inspection:
         application_id = int(connection.execute("PRAGMA application_id").fetchone()[0])
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    except UnicodeDecodeError as error:
+        # SQLite quotes what it cannot read, and Python cannot read the quotation.
+        raise sqlite3.DatabaseError(f"malformed database schema: {error}") from None
     finally:
         connection.close()
     return Inspection(tables == 0 and version == 0, application_id, version)
