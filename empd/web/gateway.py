@@ -38,7 +38,7 @@ class Gateway:
         self._line: Line | None = None
         self._status: tuple[float, dict[str, Any]] | None = None
         self._asking = asyncio.Lock()
-        self._replays = set(range(REPLAYS_MAX))
+        self._replays = 0
         self._closed = False
 
     @property
@@ -140,15 +140,16 @@ class Gateway:
 
     async def replay(self, from_seq: int) -> AsyncGenerator[Rows | Reset, None]:
         """Journal rows of every kind from `from_seq` on, for a reader that stops by itself. Their number is bounded."""
-        if not self._replays:
+        if self._replays >= REPLAYS_MAX:
             raise NotRunning(f"{REPLAYS_MAX} event streams are being replayed; try again in a moment")
-        number = self._replays.pop()
+        self._replays += 1
         try:
-            async with contextlib.aclosing(self.follow(f"web-replay-{number}", from_seq)) as rows:
+            # Without a name: each connection has a subscription of its own, and none a cursor.
+            async with contextlib.aclosing(self.follow("", from_seq)) as rows:
                 async for frame in rows:
                     yield frame
         finally:
-            self._replays.add(number)
+            self._replays -= 1
 
     async def _ask(self, make: Callable[[int], Record]) -> Any:
         return await self._open().request(make, self._patience_s)

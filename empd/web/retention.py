@@ -12,6 +12,7 @@ from empd.store.history import History
 from empd.web.archive import Archive
 
 EVERY_S = 30.0
+EVERY_S_MIN = 0.5
 ROWS_AT_ONCE = 2_000
 
 
@@ -23,6 +24,8 @@ class Retention:
         self._arena = arena
         self._result_keep_s = float(settings.result_keep_s)
         self._history_keep_s = float(settings.history_keep_s)
+        shortest_s = min(self._result_keep_s, self._history_keep_s)
+        self._every_s = min(EVERY_S, max(shortest_s / 4, EVERY_S_MIN))
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -44,7 +47,7 @@ class Retention:
             except EmpdError:
                 # The projector meets the same trouble, and deals with it.
                 pass
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(self._every_s)
 
     def sweep(self, history: History) -> int:
         """One slice, in the archive's thread; how much was dropped."""
