@@ -17,6 +17,7 @@ from empd.payload import BlobRef
 from empd.queue.rows import Kind, decode_body
 from empd.store.history import History
 from empd.web.archive import Archive
+from empd.web.duty import Duty
 from empd.web.gateway import Gateway
 from empd.wire.frames import Reset
 
@@ -30,26 +31,18 @@ ROWS_AT_ONCE = 5_000
 UNREAD_ROWS_MAX = 200_000
 
 
-class Leftovers:
+class Leftovers(Duty):
     """A background duty of the web process. `removed` counts."""
 
+    name = "leftovers"
+
     def __init__(self, gateway: Gateway, archive: Archive, arena: Arena, settle_s: float = SETTLE_S) -> None:
+        super().__init__()
         self._gateway = gateway
         self._archive = archive
         self._arena = arena
         self._settle_s = settle_s
-        self._task: asyncio.Task[None] | None = None
         self.removed = 0
-
-    def start(self) -> None:
-        """Begins: once soon, then every hour."""
-        self._task = asyncio.create_task(self._run(), name="leftovers")
-
-    def stop(self) -> None:
-        """Stops. Stopping twice is fine."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
 
     async def _run(self) -> None:
         while True:

@@ -137,8 +137,8 @@ class WebProcess:
         if hasattr(self, "_runner"):
             loop.remove_reader(self._child.control.fileno())
             await self._runner.cleanup()
-            self._retention.stop()
-            self._leftovers.stop()
+            await self._retention.stop()
+            await self._leftovers.stop()
             await self._projector.stop()
             await self._context.feed.stop()
             self._telemetry_socket.close()

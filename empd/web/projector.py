@@ -21,6 +21,7 @@ from empd.store.history import History, HistoryError
 from empd.store.record import FinishedRecord
 from empd.web import records, render
 from empd.web.archive import Archive
+from empd.web.duty import Duty
 from empd.web.gateway import Gateway
 from empd.web.series import Tally
 from empd.web.transitions import Row
@@ -30,32 +31,22 @@ CONSUMER = "history"
 RESTART_S = 0.5
 
 
-class Projector:
+class Projector(Duty):
     """The task that keeps history. `tally` is its own: it counts in the archive's thread.
 
     `damaged_rows` counts rows that could not be read and were passed over; `failure` says why it does not go on.
     """
 
+    name = "projector"
+
     def __init__(self, gateway: Gateway, archive: Archive, tally: Tally) -> None:
+        super().__init__()
         self._gateway = gateway
         self._archive = archive
         self._tally = tally
-        self._task: asyncio.Task[None] | None = None
         self._instance = ""
         self.damaged_rows = 0
         self.failure = ""
-
-    def start(self) -> None:
-        """Begins to follow."""
-        self._task = asyncio.create_task(self._run(), name="projector")
-
-    async def stop(self) -> None:
-        """Stops between two transactions. Stopping twice is fine."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _run(self) -> None:
         while True:

@@ -10,33 +10,26 @@ from empd.errors import EmpdError
 from empd.memory.arena import Arena
 from empd.store.history import History
 from empd.web.archive import Archive
+from empd.web.duty import Duty
 
 EVERY_S = 30.0
 EVERY_S_MIN = 0.5
 ROWS_AT_ONCE = 2_000
 
 
-class Retention:
+class Retention(Duty):
     """A background duty of the web process."""
 
+    name = "retention"
+
     def __init__(self, archive: Archive, arena: Arena, settings: Any) -> None:
+        super().__init__()
         self._archive = archive
         self._arena = arena
         self._result_keep_s = float(settings.result_keep_s)
         self._history_keep_s = float(settings.history_keep_s)
         shortest_s = min(self._result_keep_s, self._history_keep_s)
         self._every_s = min(EVERY_S, max(shortest_s / 4, EVERY_S_MIN))
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begins to sweep."""
-        self._task = asyncio.create_task(self._run(), name="retention")
-
-    def stop(self) -> None:
-        """Stops. Stopping twice is fine."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
 
     async def _run(self) -> None:
         while True:
