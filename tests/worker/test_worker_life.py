@@ -120,6 +120,7 @@ def test_drain_finishes_what_runs_settles_and_says_so(broker: BrokerDouble, star
     worker = start({"s": simulation(duration_s=0.5)}, slots=2).ready()
     broker.settling = False
     claims = broker.assign("s", [None, None])
+    broker.roundtrip()  # what reaches a draining worker is given back, not run
     worker.say(Notice.DRAIN, 30)
     until(lambda: broker.of(frames.Capacity) and broker.of(frames.Capacity)[-1].slots == 0, "no slots")
     assert broker.of(frames.Capacity)[-1].reason == "draining"
