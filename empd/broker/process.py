@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import signal
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,6 +47,7 @@ _LOST_SESSIONS = 1 << 22  # of the 2^32 that a job id has room for
 _FORGET_EVERY_NS = 10 * NS_PER_S
 _CURSOR_EVERY_NS = NS_PER_S
 _TRIM_EVERY_PASSES = 16
+_SPIN_NS = 100_000 if (os.cpu_count() or 1) > 2 else 0
 _log = logging.getLogger("empd.broker")
 
 
@@ -58,6 +60,7 @@ class Broker:
         self._settings = settings
         self._stopping = False
         self._stream_ns: int | None = None
+        self._spin_ns = 0
         self._heartbeat_ns = 0
         self._forget_ns = 0
         self._cursor_ns = 0
@@ -129,7 +132,20 @@ class Broker:
         while not self._stopping:
             now_ns = clock.now().mono_ns
             wait_ms = max(0, min(deadline_ns - now_ns + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
-            deadline_ns = self.one_pass({ready for ready, _ in self._poller.poll(wait_ms)})
+            deadline_ns = self.one_pass(self._wait(wait_ms))
+
+    def _wait(self, wait_ms: int) -> set[Any]:
+        """What is ready. Right after traffic the next frame is often a few microseconds away, and being woken costs
+        more than looking for it: so it looks for a moment before it sleeps."""
+        found = self._poller.poll(0)
+        if not found and wait_ms and self._spin_ns:
+            until_ns = time.monotonic_ns() + self._spin_ns
+            while not found and time.monotonic_ns() < until_ns:
+                found = self._poller.poll(0)
+        if not found and wait_ms:
+            found = self._poller.poll(wait_ms)
+        self._spin_ns = _SPIN_NS if found else 0
+        return {ready for ready, _ in found}
 
     def one_pass(self, ready: set[Any]) -> int:
         """Drain what is ready, decide, commit, send. Returns the steady time of the next deadline."""
