@@ -22,7 +22,7 @@ import zmq
 
 from empd import lifecycle
 from empd.broker.process import main
-from empd.job import JobOptions
+from empd.job import JobFilter, JobOptions
 from empd.lifecycle import Child, ChildKind, Control, Exit, Notice
 from empd.mapping import Mapping
 from empd.memory.board import Board
@@ -284,8 +284,8 @@ class RawBroker:
             peer.hello()
         return peer
 
-    def worker(self, name: str = "w-0", **hello: Any) -> RawWorker:
-        """A worker that the supervisor has named, welcomed."""
+    def named(self, name: str) -> RawWorker:
+        """A worker that the supervisor has named, and that has said nothing yet."""
         assert self.control is not None
         generation = next(self.generations)
         slot = len(self.living) % 3 + 1
@@ -293,14 +293,35 @@ class RawBroker:
         lifecycle.send(self.control, Control(Notice.UP, ChildKind.WORKER, slot, generation, pid=1))
         peer = RawWorker(self.context, self.workers_endpoint, name, generation)
         self._peers.append(peer)
+        return peer
+
+    def worker(self, name: str = "w-0", **hello: Any) -> RawWorker:
+        """A worker that the supervisor has named, welcomed."""
+        peer = self.named(name)
         peer.hello(**hello)
         return peer
 
     def gone(self, worker: RawWorker, how: Exit = Exit.CRASHED) -> None:
         """The supervisor says that a worker is dead."""
+        self._gone(worker.generation, how)
+
+    def _gone(self, generation: int, how: Exit) -> None:
         assert self.control is not None
-        self.living.pop(worker.generation)
-        lifecycle.send(self.control, Control(Notice.GONE, ChildKind.WORKER, 1, worker.generation, cause=how, status=9))
+        self.living.pop(generation)
+        lifecycle.send(self.control, Control(Notice.GONE, ChildKind.WORKER, 1, generation, cause=how, status=9))
+
+    def clear(self) -> None:
+        """Ends every worker and cancels every job, so that the next test finds an empty broker."""
+        for peer in self._peers:
+            peer.close()
+        self._peers.clear()
+        for generation in list(self.living):
+            self._gone(generation, Exit.CRASHED)
+        sweeper = self.client()
+        deadline_s = time.monotonic() + WAIT_S
+        while left := sweeper.ask(frames.Status)["jobs"]["unfinished"]:
+            assert time.monotonic() < deadline_s, f"{left} jobs do not end"
+            sweeper.ask(frames.Cancel, [], JobFilter())
 
     def heard_kill(self) -> Control:
         """The next KILL that the broker asks the supervisor for."""
