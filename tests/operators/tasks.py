@@ -26,3 +26,17 @@ def slow(payload: dict[str, float], context: Any) -> Iterator[float]:
     for step in range(steps):
         time.sleep(payload["seconds"] / steps)
         yield (step + 1) / steps
+
+
+def poison(payload: dict[str, str], context: Any) -> None:
+    """Leaves its line, then takes its worker along."""
+    counted(payload, context)
+    os.abort()
+
+
+def gated(payload: dict[str, str], context: Any) -> dict[str, str]:
+    """Leaves a line as `counted` does, then works until the file `gate` is there. Does not look at a cancel."""
+    done = counted(payload, context)
+    while not os.path.exists(payload["gate"]):
+        time.sleep(0.005)
+    return done
