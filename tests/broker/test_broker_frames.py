@@ -181,6 +181,8 @@ def test_messages_of_several_parts_and_none(shared: RawBroker) -> None:
     for peer in (client, worker):
         peer.socket.send_multipart([b"", codec.encode(frames.Status(1))])
         assert peer.hear(frames.Error).failure == FailureClass.INVALID_INPUT
+        peer.socket.send_multipart([codec.encode(frames.Status(1)), b""])
+        assert peer.hear(frames.Error).failure == FailureClass.INVALID_INPUT
         peer.socket.send_multipart([b"a"] * 300)
         peer.hear(frames.Error)
         peer.say(b"")
