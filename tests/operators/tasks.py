@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,3 +41,8 @@ def gated(payload: dict[str, str], context: Any) -> dict[str, str]:
     while not os.path.exists(payload["gate"]):
         time.sleep(0.005)
     return done
+
+
+def checksum(payload: bytes, context: Any) -> dict[str, int]:
+    """A small result of a payload of any size."""
+    return {"bytes": len(payload), "crc32": zlib.crc32(payload)}
