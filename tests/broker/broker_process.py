@@ -21,13 +21,18 @@ import msgspec
 import zmq
 
 from empd import lifecycle
+from empd.broker.ledger import Ledger
+from empd.broker.outbox import Outbox
+from empd.broker.peers import Router
 from empd.broker.process import main
+from empd.clock import Instant
 from empd.job import JobFilter, JobOptions
 from empd.lifecycle import Child, ChildKind, Control, Exit, Notice
 from empd.mapping import Mapping
 from empd.memory.board import Board
 from empd.result import DoneJob, FinishedJob
 from empd.settings import Settings
+from empd.store.journal import Row
 from empd.wire import codec, frames
 
 ROOT = Path(__file__).parent.parent.parent
@@ -227,6 +232,8 @@ class RawBroker:
         self.control: socket.socket | None = None
         self.generations = itertools.count(SUPERVISOR + 1)
         self.living: dict[int, int] = {}
+        self.deaths: list[tuple[str, int, int]] = []
+        """How the next lives end, each as `mortal` takes it; a life that finds none goes on."""
         self._peers: list[Peer] = []
 
     def start(self) -> None:
@@ -238,6 +245,7 @@ class RawBroker:
                 "runtime_dir": str(self.runtime_dir),
                 "control": theirs.fileno(),
                 "board": self.board.fd,
+                "dies": self.deaths.pop(0) if self.deaths else None,
                 **self.settings,
             }
         )
@@ -340,11 +348,55 @@ class RawBroker:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+def mortal(where: str, kind: int, nth: int) -> None:
+    """Makes this broker kill itself in the `nth` pass that commits a fact of `kind`: when it has `received` what caused
+    it, when it has `committed`, or when the workers' (`assigned`), the clients' (`told`) or all frames (`sent`) of the
+    pass have reached them."""
+    boxes: list[Outbox] = []
+    flushes_left = {"assigned": 1, "told": 2, "sent": 3}.get(where, 0)
+    passes, fatal = 0, False
+    begin, commit, flush = Outbox.__init__, Ledger.commit, Outbox.flush
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def begin_known(box: Outbox, router: Router) -> None:
+        begin(box, router)
+        boxes.append(box)
+
+    def commit_or_die(ledger: Ledger, now: Instant) -> list[Row]:
+        nonlocal passes, fatal
+        if any(fact.kind == kind for _, _, fact in ledger._queue.pending):
+            passes += 1
+            fatal = passes == nth
+        if fatal and where == "received":
+            die()
+        rows = commit(ledger, now)
+        if fatal and where == "committed":
+            die()
+        return rows
+
+    def flush_and_die(box: Outbox) -> set[bytes]:
+        nonlocal flushes_left
+        missed = flush(box)
+        if fatal:
+            flushes_left -= 1
+            if flushes_left == 0:
+                # Ends when the transport has written all that was sent.
+                boxes[0]._router.socket.context.destroy(linger=10_000)
+                die()
+        return missed
+
+    Outbox.__init__, Ledger.commit, Outbox.flush = begin_known, commit_or_die, flush_and_die  # type: ignore[method-assign]
+
+
 def serve(said: dict[str, Any]) -> int:
     """The broker, entered as the supervisor would."""
     control = socket.socket(fileno=said.pop("control"))
     control.setblocking(False)
     board_fd = said.pop("board")
+    if dies := said.pop("dies"):
+        mortal(*dies)
     paths = {name: Path(said.pop(name)) for name in ("state_dir", "runtime_dir")}
     settings = Settings(**paths, **said)
     mapping = Mapping.from_dict(MAPPING, {})
