@@ -46,9 +46,11 @@ class Tally:
     def samples(self) -> list[Sample]:
         """The series of this service."""
         labels = {"service": self.service}
-        found = [Sample("counter", "empd_attempts_total", {**labels, "outcome": "completed", "cause": ""}, self.completed)]
-        for (outcome, cause), count in self.other.items():
-            found.append(Sample("counter", "empd_attempts_total", {**labels, "outcome": outcome, "cause": cause}, count))
+        ends = {("completed", ""): self.completed, **self.other}
+        found = [
+            Sample("counter", "empd_attempts_total", {**labels, "outcome": outcome, "cause": cause}, count)
+            for (outcome, cause), count in ends.items()
+        ]
         buckets = list(zip((*BOUNDS_S, float("inf")), accumulate(self._counts), strict=True))
         found.append(Sample("histogram", "empd_attempt_run_seconds", labels, self._sum_ns / 1e9, buckets))
         return found

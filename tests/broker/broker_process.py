@@ -400,7 +400,7 @@ def serve(said: dict[str, Any]) -> int:
     paths = {name: Path(said.pop(name)) for name in ("state_dir", "runtime_dir")}
     settings = Settings(**paths, **said)
     mapping = Mapping.from_dict(MAPPING, {})
-    return main(Child(ChildKind.BROKER, "broker", 0, 1, control, board_fd, 2, settings, mapping))
+    return main(Child(ChildKind.BROKER, "broker", 0, SUPERVISOR, control, board_fd, 2, settings, mapping))
 
 
 if __name__ == "__main__":
