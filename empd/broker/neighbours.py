@@ -118,7 +118,9 @@ class Neighbours:
                 limit_ns = self._progress_limits_ns.get(job.options.spec.service)
                 if not limit_ns or job.state is not State.ASSIGNED:
                     continue
-                started_ns = now.mono_ns - (now.wall_ns - job.started_ns)
+                # By steady time where the run has a limit: the wall clock may have been set since.
+                timeout_ns = job.options.timeout_ns
+                started_ns = job.limit_ns - timeout_ns if job.limit_ns else now.mono_ns - now.wall_ns + job.started_ns
                 since_ns = max(started_ns, moved_ns)
                 if now.mono_ns - since_ns > limit_ns:
                     self._queue.stalled(job, now)
