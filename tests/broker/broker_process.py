@@ -245,6 +245,7 @@ class RawBroker:
                 "runtime_dir": str(self.runtime_dir),
                 "control": theirs.fileno(),
                 "board": self.board.fd,
+                "generation": next(self.generations),
                 "dies": self.deaths.pop(0) if self.deaths else None,
                 **self.settings,
             }
@@ -394,13 +395,13 @@ def serve(said: dict[str, Any]) -> int:
     """The broker, entered as the supervisor would."""
     control = socket.socket(fileno=said.pop("control"))
     control.setblocking(False)
-    board_fd = said.pop("board")
+    board_fd, generation = said.pop("board"), said.pop("generation")
     if dies := said.pop("dies"):
         mortal(*dies)
     paths = {name: Path(said.pop(name)) for name in ("state_dir", "runtime_dir")}
     settings = Settings(**paths, **said)
     mapping = Mapping.from_dict(MAPPING, {})
-    return main(Child(ChildKind.BROKER, "broker", 0, SUPERVISOR, control, board_fd, 2, settings, mapping))
+    return main(Child(ChildKind.BROKER, "broker", 0, generation, control, board_fd, 2, settings, mapping))
 
 
 if __name__ == "__main__":
