@@ -52,6 +52,8 @@ class Pump:
         self._poll = select.poll()
         for descriptor in (*channel.descriptors, self._wake_fd):
             self._poll.register(descriptor, select.POLLIN)
+        # Reentrant: the collector may call `abandon` in a thread that wakes somebody just now.
+        self._wake_lock = threading.RLock()
 
     def check(self) -> None:
         """Raises what ended the conversation, if it is over."""
@@ -76,7 +78,7 @@ class Pump:
         if self._waiting:
             self._turn.notify_all()
         if self._leading:
-            os.eventfd_write(self._wake_fd, 1)
+            self._wake()
 
     def wait(self, done: Callable[[], object], deadline_ns: int | None) -> bool:
         """Moves bytes until `done()`; False when the deadline (monotonic) passed first.
@@ -136,7 +138,7 @@ class Pump:
     def _follow(self, timeout_s: float | None) -> None:
         """Waits for the leader's news, or for its place."""
         if self._caretaking:
-            os.eventfd_write(self._wake_fd, 1)
+            self._wake()
         self._waiting += 1
         try:
             self._turn.wait(timeout_s)
@@ -208,7 +210,7 @@ class Pump:
             self._closing = True
             self._stopped.set()
             self._busy.set()
-            os.eventfd_write(self._wake_fd, 1)
+            self._wake()
             caretaker = self._caretaker
         if caretaker is not None and caretaker is not threading.current_thread():
             caretaker.join(LEAVE_TIMEOUT_S)
@@ -216,12 +218,14 @@ class Pump:
             self.conversation.fail(error)
             self._turn.notify_all()
             # A leader in another thread comes back from its poll before the descriptors go.
-            os.eventfd_write(self._wake_fd, 1)
+            self._wake()
             self._waiting += 1
             self._turn.wait_for(lambda: not self._leading, LEAVE_TIMEOUT_S)
             self._waiting -= 1
             self.channel.close(linger_s)
-        os.close(self._wake_fd)
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
 
     def abandon(self) -> None:
         """The client was dropped without `close`. The collector calls this in any thread, so it must not wait for
@@ -234,7 +238,13 @@ class Pump:
             return
         self._stopped.set()
         self._busy.set()
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Has the leader come back from its poll. Any thread may call it, also one that meets the end of the pump."""
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def _discard(self) -> None:
         self.close(Refused(FailureClass.UNAVAILABLE, "this client was dropped"), 0.0)

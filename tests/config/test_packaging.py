@@ -156,10 +156,17 @@ def locked() -> dict[str, str]:
     return {canonical(name): version for name, version in pairs}
 
 
+def bundled(extra: str) -> list[str]:
+    """The extras of the project itself that an extra brings along."""
+    own = [text for text in PROJECT["optional-dependencies"][extra] if text.startswith(f"{PROJECT['name']}[")]
+    return [name.strip() for text in own for name in text.split("[")[1].rstrip("]").split(",")]
+
+
 def test_lock_holds_everything_that_is_needed_and_what_is_installed() -> None:
     versions = locked()
-    needed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-    missing = {canonical(re.split(r"[<>=!~ \[]", text)[0]) for text in needed} - set(versions)
+    extras = PROJECT["optional-dependencies"]
+    needed = [*PROJECT["dependencies"], *(text for extra in ("dev", *bundled("dev")) for text in extras[extra])]
+    missing = {canonical(re.split(r"[<>=!~ \[]", text)[0]) for text in needed} - {*versions, PROJECT["name"]}
     assert missing == set()
     for name, version in versions.items():
         assert distribution(name).version == version, name
