@@ -1,0 +1,150 @@
+"""How a connector calls its service, whatever the protocol: turn, circuit, verdict, retry. One place for all of it.
+
+Calls.run ─ Retries ─┬─ try 1 ─ rate limit ─ concurrency ─ circuit ─ the protocol's own call
+                     └─ try 2 …
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+from empd.connectors.base import Site
+from empd.connectors.context import Context
+from empd.connectors.failures import ConnectorError, RateLimited
+from empd.connectors.protocol.circuit_breaker import CircuitBreaker, CircuitConfig
+from empd.connectors.protocol.rate_limit import RateLimitConfig, RateLimiter
+from empd.connectors.protocol.retry import Retries, RetryConfig, pause, time_left_s
+from empd.connectors.protocol.verdicts import Fault, Trouble
+from empd.errors import FailureClass
+
+T = TypeVar("T")
+
+ENDPOINTS_MAX = 64
+"""Circuits kept at a time; a connector that names more endpoints than this shares the last one."""
+
+
+class Rules(NamedTuple):
+    """What governs the calls; None: no such limit."""
+
+    retry: RetryConfig
+    rate_limit: RateLimitConfig | None = None
+    circuit: CircuitConfig | None = None
+
+
+class Calls:
+    """The calls of one connector instance."""
+
+    def __init__(self, rules: Rules, site: Site, clock: Callable[[], float] = time.monotonic) -> None:
+        self.in_flight = 0
+        self.retries = Retries(rules.retry)
+        self.limiter = RateLimiter(rules.rate_limit) if rules.rate_limit is not None else None
+        self.circuits: dict[str, CircuitBreaker] = {}
+        self._site = site
+        self._clock = clock
+        self._circuit = rules.circuit
+        concurrent_max = rules.rate_limit.concurrent_max if rules.rate_limit is not None else None
+        self._slots = asyncio.Semaphore(concurrent_max) if concurrent_max is not None else None
+
+    async def run(
+        self,
+        endpoint: str,
+        call: Callable[[], Awaitable[T]],
+        context: Context | None = None,
+        *,
+        repeatable: bool = True,
+    ) -> T:
+        """What `call` returns; it raises `Trouble` for what the verdict table knows. See Retries.run."""
+        return await self.retries.run(
+            lambda: self.once(endpoint, call, context),
+            context,
+            repeatable=repeatable,
+            on_retry=lambda trouble, attempt, wait_s: self._log_retry(endpoint, trouble, attempt, wait_s),
+        )
+
+    async def once(self, endpoint: str, call: Callable[[], Awaitable[T]], context: Context | None = None) -> T:
+        """One try: waits for its turn, asks the circuit, calls, and tells both how it went. Raises Trouble."""
+        circuit = self.circuit(endpoint)
+        self.in_flight += 1
+        try:
+            if self.limiter is not None:
+                await self._turn(self.limiter, context)
+            if self._slots is None:
+                return await self._through(circuit, call)
+            async with self._slots:
+                return await self._through(circuit, call)
+        except Trouble as trouble:
+            self._hold(trouble)
+            raise
+        finally:
+            self.in_flight -= 1
+
+    async def _through(self, circuit: CircuitBreaker | None, call: Callable[[], Awaitable[T]]) -> T:
+        if circuit is None:
+            return await call()
+        ticket = circuit.enter(self._clock())
+        fault: bool | None = None
+        try:
+            answer = await call()
+            fault = False
+            return answer
+        except Trouble as trouble:
+            fault = trouble.row.fault is Fault.SERVICE
+            raise
+        except ConnectorError:
+            fault = False
+            raise
+        finally:
+            circuit.leave(ticket, self._clock(), fault)
+
+    async def _turn(self, limiter: RateLimiter, context: Context | None) -> None:
+        now_s = self._clock()
+        wait_s = limiter.earliest_s(now_s) - now_s
+        if wait_s > 0 and (wait_s > limiter.config.wait_s_max or wait_s >= time_left_s(context)):
+            raise RateLimited("the rate limit leaves no room for this call in time", retry_after_s=wait_s)
+        limiter.book(now_s)
+        if wait_s > 0:
+            await pause(wait_s, context)
+            if context is not None and context.cancelled:
+                raise ConnectorError("stopped while it waited for its turn", failure=FailureClass.CANCELLED)
+
+    def observe(self, headers: Mapping[str, str]) -> None:
+        """Takes note of what an answer's headers say about the rate limit."""
+        if self.limiter is not None:
+            self.limiter.observe(headers, self.in_flight - 1, self._clock(), time.time())
+
+    def _hold(self, trouble: Trouble) -> None:
+        asked_s = trouble.error.retry_after_s
+        if self.limiter is not None and asked_s is not None and trouble.row.failure is FailureClass.RATE_LIMITED:
+            self.limiter.hold(asked_s, self._clock())
+
+    def circuit(self, endpoint: str) -> CircuitBreaker | None:
+        """The circuit of an endpoint; None when the service has none."""
+        if self._circuit is None:
+            return None
+        found = self.circuits.get(endpoint)
+        if found is None:
+            if len(self.circuits) >= ENDPOINTS_MAX:
+                return next(reversed(self.circuits.values()))
+            found = self.circuits[endpoint] = CircuitBreaker(self._circuit, endpoint, self._log_circuit)
+        return found
+
+    def _log_circuit(self, circuit: CircuitBreaker, now_s: float) -> None:
+        self._site.log(
+            f"circuit_{circuit.state.value}",
+            service=self._site.service,
+            endpoint=circuit.name,
+            wait_s=round(circuit.wait_s(now_s), 3),
+        )
+
+    def _log_retry(self, endpoint: str, trouble: Trouble, attempt: int, wait_s: float) -> None:
+        self._site.log(
+            "service_retry",
+            service=self._site.service,
+            endpoint=endpoint,
+            failure=trouble.error.failure.value,
+            attempt=attempt,
+            wait_s=round(wait_s, 3),
+        )
