@@ -545,11 +545,11 @@ def test_only_the_declared_parts_make_the_key(one: Any, two: Any) -> None:
 
 
 def test_credentials_as_headers_and_query() -> None:
-    assert auth.headers_of(auth.ApiKeyAuth(key="k", header="X-Goog-Api-Key")) == {"X-Goog-Api-Key": "k"}
-    assert auth.headers_of(auth.ApiKeyAuth(key="k", header="Authorization", prefix="Key ")) == {
+    assert auth.headers_of(auth.ApiKeyAuth(api_key="k", header="X-Goog-Api-Key")) == {"X-Goog-Api-Key": "k"}
+    assert auth.headers_of(auth.ApiKeyAuth(api_key="k", header="Authorization", prefix="Key ")) == {
         "Authorization": "Key k"
     }
-    in_query = auth.ApiKeyAuth(key="k", query="token")
+    in_query = auth.ApiKeyAuth(api_key="k", query="token")
     assert (auth.headers_of(in_query), auth.query_of(in_query)) == ({}, {"token": "k"})
     assert auth.headers_of(auth.BearerAuth(token="t")) == {"Authorization": "Bearer t"}
     assert auth.headers_of(auth.BasicAuth(username="Aladdin", password="open sesame")) == {

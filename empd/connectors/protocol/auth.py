@@ -15,9 +15,9 @@ _NONE: Mapping[str, str] = {}
 
 
 class ApiKeyAuth(msgspec.Struct, tag="api_key", forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """`{"type": "api_key", "key": …}`: in a header (`prefix` before it), or in the query where that is named."""
+    """`{"type": "api_key", "api_key": …}`: in a header (`prefix` before it), or in the query where that is named."""
 
-    key: str
+    api_key: str
     header: str = "X-API-Key"
     prefix: str = ""
     query: str = ""
@@ -59,7 +59,7 @@ def headers_of(auth: AuthConfig | None) -> dict[str, str]:
     """The headers of every call; none for OAuth2, whose token is not known yet."""
     match auth:
         case ApiKeyAuth() if not auth.query:
-            return {auth.header: auth.prefix + auth.key}
+            return {auth.header: auth.prefix + auth.api_key}
         case BearerAuth():
             return bearer(auth.token)
         case BasicAuth():
@@ -69,14 +69,14 @@ def headers_of(auth: AuthConfig | None) -> dict[str, str]:
 
 def query_of(auth: AuthConfig | None) -> Mapping[str, str]:
     """What every call has in its query."""
-    return {auth.query: auth.prefix + auth.key} if isinstance(auth, ApiKeyAuth) and auth.query else _NONE
+    return {auth.query: auth.prefix + auth.api_key} if isinstance(auth, ApiKeyAuth) and auth.query else _NONE
 
 
 def secrets_of(auth: AuthConfig | None) -> list[str]:
     """What must never be seen in a text."""
     match auth:
         case ApiKeyAuth():
-            return [auth.key]
+            return [auth.api_key]
         case BearerAuth():
             return [auth.token]
         case BasicAuth():

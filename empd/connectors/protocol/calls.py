@@ -113,7 +113,13 @@ class Calls:
     def observe(self, headers: Mapping[str, str]) -> None:
         """Takes note of what an answer's headers say about the rate limit."""
         if self.limiter is not None:
-            self.limiter.observe(headers, self.in_flight - 1, self._clock(), time.time())
+            self.limiter.observe(headers, max(0, self.in_flight - 1), self._clock(), time.time())
+
+    def faulty(self, endpoint: str, trouble: Trouble) -> None:
+        """A call that had begun well (a stream) broke later."""
+        circuit = self.circuit(endpoint)
+        if circuit is not None and trouble.row.fault is Fault.SERVICE:
+            circuit.faulty(self._clock())
 
     def _hold(self, trouble: Trouble) -> None:
         asked_s = trouble.error.retry_after_s

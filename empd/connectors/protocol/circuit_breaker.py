@@ -71,13 +71,17 @@ class CircuitBreaker:
             return self._config.open_s
         return 0.0
 
+    def check(self, now_s: float) -> None:
+        """Raises CircuitOpen when no call may be let through now."""
+        wait_s = self.wait_s(now_s)
+        if wait_s > 0:
+            raise CircuitOpen(f"the circuit of {self.name} is {self.state.value}", retry_after_s=wait_s)
+
     def enter(self, now_s: float) -> int:
         """Lets a call through; returns its ticket for `leave`. Raises CircuitOpen."""
         if self.state is CircuitState.CLOSED:
             return self._generation
-        wait_s = self.wait_s(now_s)
-        if wait_s > 0:
-            raise CircuitOpen(f"the circuit of {self.name} is {self.state.value}", retry_after_s=wait_s)
+        self.check(now_s)
         if self.state is CircuitState.OPEN:
             self._become(CircuitState.HALF_OPEN, now_s)
         self._probing += 1
@@ -102,6 +106,11 @@ class CircuitBreaker:
             if self._good >= self._config.probes_ok:
                 self._open_s = self._config.open_s
                 self._become(CircuitState.CLOSED, now_s)
+
+    def faulty(self, now_s: float) -> None:
+        """A fault of the service that shows after its call had ended well."""
+        if self.state is CircuitState.CLOSED:
+            self._fault(now_s)
 
     def _fault(self, now_s: float) -> None:
         self._faults.append(now_s)
