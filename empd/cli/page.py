@@ -35,7 +35,8 @@ def address(endpoint: str) -> str | None:
 class Page:
     """The API of one daemon."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         found = address(endpoint)
         if found is None:
             place = directory(endpoint) / "http"
@@ -45,7 +46,7 @@ class Page:
     def get(self, path: str, **query: Any) -> Any:
         """The JSON document at a path. Raises NotRunning, or Refused with what the API says."""
         text = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
-        connection, response = self._open(f"{path}?{text}" if text else path, REQUEST_TIMEOUT_S)
+        connection, response = self._open(f"{path}?{text}" if text else path, self._timeout_s)
         with _until_closed(connection):
             return json.loads(response.read())
 

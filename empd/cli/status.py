@@ -10,8 +10,11 @@ import click
 from empd import __version__
 from empd.cli import options, output
 from empd.cli.codes import ExitCode
-from empd.cli.page import address, directory
+from empd.cli.page import Page, address, directory
 from empd.client import Client
+from empd.errors import EmpdError
+
+INSTANCES_TIMEOUT_S = 2.0
 
 
 def picture(client: Client) -> dict[str, Any]:
@@ -24,7 +27,16 @@ def picture(client: Client) -> dict[str, Any]:
     except (OSError, ValueError):
         pass  # a remote daemon, or one that is just starting
     more = {"endpoint": client.endpoint, "page": f"http://{page}/" if page else None, "supervisor": supervisor}
-    return {"client_version": __version__, **more, **found}
+    return {"client_version": __version__, **more, **found, "instances": instances(client.endpoint)}
+
+
+def instances(endpoint: str) -> list[dict[str, Any]]:
+    """What every worker says of each of its services; nothing where no web process answers."""
+    try:
+        connectors = Page(endpoint, INSTANCES_TIMEOUT_S).get("/v1/connectors")["connectors"]
+    except (EmpdError, ValueError, KeyError):
+        return []
+    return [instance for connector in connectors for instance in connector["instances"]]
 
 
 @click.command()
@@ -60,6 +72,7 @@ def render(found: dict[str, Any]) -> list[Any]:
     if virtual:
         lines.append(Text(f"{virtual} GPUs are virtual: stand-ins on a box without one", style="yellow"))
     lines += [_services(found), _workers(found)]
+    lines += [Text(line) for line in _reports(found["instances"])]
     lines += [Text(f"problem: {problem}", style="red") for problem in found["problems"]]
     return lines
 
@@ -77,6 +90,25 @@ def _services(found: dict[str, Any]) -> Any:
         for name, service in found["services"].items()
     ]
     return output.table(("service", ">waiting", ">oldest", ">workers", ">slots", "why"), rows)
+
+
+def _reports(instances: list[dict[str, Any]]) -> list[str]:
+    """What connectors report of themselves: circuits, limits, missing variables, plugins that fail."""
+    lines = []
+    for instance in instances:
+        facts = dict(instance.get("report") or {})
+        if instance.get("missing_variables"):
+            facts["missing variables"] = ", ".join(instance["missing_variables"])
+        for plugin in instance.get("plugins") or ():
+            if plugin.get("error"):
+                facts[f"plugin {plugin.get('name')}"] = plugin["error"]
+        where = f"{instance['service']} on {instance['worker']}"
+        lines += [f"{where}: {key}: {_fact(value)}" for key, value in sorted(facts.items())]
+    return lines
+
+
+def _fact(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _workers(found: dict[str, Any]) -> Any:

@@ -19,7 +19,10 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 
 from empd.connectors.context import Context, JobView
+from empd.connectors.endpoints import Endpoints
 from empd.connectors.failures import ConnectorError, ServiceUnavailable, describe
+from empd.connectors.logger import SILENT, ConnectorLogger
+from empd.connectors.meters import NO_METERS, Meters
 from empd.device import Device
 
 
@@ -39,15 +42,33 @@ class ConnectorConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Base of every `Config`: fields are the keys of `api_config`; an unknown key is an error."""
 
 
+class EndpointConfig(ConnectorConfig):
+    """For services that listen on an address of their own: `base_url` as it is, or `base_port`, to which the number of
+    the worker's GPU is added, on `host`. `Site.endpoint` is what comes of it."""
+
+    base_url: str = ""
+    base_port: int = 0
+    host: str = "127.0.0.1"
+
+
 def _no_log(event: str, **fields: Any) -> None:
     """Drops a log line."""
+
+
+def _no_report(key: str, value: Any) -> None:
+    """Drops a fact."""
+
+
+NO_ENDPOINTS = Endpoints()
 
 
 class Site(NamedTuple):
     """Where a connector instance runs: all it is told beside its own configuration.
 
     `secrets` holds the environment variables that `required_env` names. `log` writes one structured line of the
-    worker's log: `log(event, **fields)`.
+    worker's log: `log(event, **fields)`. `logger` and `metrics` are the connector's own (it finds its logger as
+    `self.log`, with all that every record says bound to it). `report(key, value)` shows a fact of the service on the
+    status page until it is replaced (None takes it away): a circuit's state, what a limiter holds back.
     """
 
     service: str = ""
@@ -58,6 +79,16 @@ class Site(NamedTuple):
     python_path: tuple[str, ...] = ()
     secrets: Mapping[str, str] = {}
     log: Callable[..., None] = _no_log
+    logger: ConnectorLogger = SILENT
+    metrics: Meters = NO_METERS
+    endpoints: Endpoints = NO_ENDPOINTS
+    report: Callable[[str, Any], None] = _no_report
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of this worker's own instance of the service, as environment, mapping (`base_url`, `base_port`),
+        run-time registration or the class say, in this order; empty when none does. Ask again for each request."""
+        return self.endpoints.url
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -71,12 +102,16 @@ class Connector:
     """The adapter to something outside.
 
     A subclass sets the identity, may set `Config`, and overrides `open`, `close` and `check_health` where it has
-    something to do there. It is constructed once per worker, in the event loop's thread.
+    something to do there. It is constructed once per worker, in the event loop's thread. `protocol` is the protocol
+    layer's to set: log records are routed by it.
     """
 
     connector_id: ClassVar[str] = ""
     service_type: ClassVar[str] = "generic"
     version: ClassVar[str] = "1"
+    protocol: ClassVar[str] = "local"
+    default_base_url: ClassVar[str] = ""
+    default_base_port: ClassVar[int] = 0
     Config: ClassVar[type[ConnectorConfig]] = ConnectorConfig
     required_env: ClassVar[tuple[str, ...]] = ()
     health_interval_s: ClassVar[float] = 30.0
@@ -84,6 +119,12 @@ class Connector:
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         self.config = config
         self.site = site
+        self.log = site.logger.bind(
+            service=site.service,
+            service_type=self.service_type,
+            connector=self.connector_id or type(self).__name__,
+            protocol=self.protocol,
+        )
         self.active_jobs = 0
         self.reason = ""
         self.may_start = True

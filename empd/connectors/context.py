@@ -8,14 +8,17 @@ touch have their defaults on the class.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
+from empd.asset import AssetContent, AssetRef
 from empd.clock import NS_PER_S
-from empd.connectors.failures import InvalidInput
+from empd.connectors.failures import InvalidInput, ServiceUnavailable
+from empd.connectors.upstream import Upstream
 from empd.payload import BlobRef, Carried, decode_value
 
 CHECKPOINT_BYTES_MAX = 64 * 1024
@@ -50,10 +53,35 @@ class JobView(msgspec.Struct, gc=False):
         return self.details.service
 
 
+class AssetPort(Protocol):
+    """Where an attempt's files go."""
+
+    async def save(
+        self, content: AssetContent, *, output: int = 0, name: str = "", metadata: Mapping[str, Any] | None = None
+    ) -> AssetRef:
+        """Saves the `output`-th file of this job and returns when it can be had: bytes, base64 or a data URL, a path,
+        or a stream of chunks. `name` is what the user calls it; `metadata` is kept with it."""
+
+
+class NoAssets:
+    """Where no storage is configured."""
+
+    async def save(
+        self, content: AssetContent, *, output: int = 0, name: str = "", metadata: Mapping[str, Any] | None = None
+    ) -> AssetRef:
+        """Raises ServiceUnavailable."""
+        raise ServiceUnavailable("no storage for assets is configured here", retry=False)
+
+
 class JobPort(Protocol):
     """What the worker does for a context. All but the awaitables return at once and never raise."""
 
     secrets: Mapping[str, str]
+    instance: str
+    """The id of the state directory: job ids are unique within one."""
+
+    def assets(self, context: Context) -> AssetPort:
+        """Where this attempt's files go."""
 
     def progress(self, context: Context, fraction: float, message: str, step: int, steps: int) -> None:
         """Passes progress on."""
@@ -92,6 +120,9 @@ class Context:
     _payload: Any = None
     _decoded = False
     _event: asyncio.Event | None = None
+    _assets: AssetPort | None = None
+    _upstream: Upstream | None = None
+    _trace = ""
 
     def __init__(self, port: JobPort, job: JobView, started_ns: int) -> None:
         self.port = port
@@ -150,6 +181,36 @@ class Context:
     def secrets(self) -> Mapping[str, str]:
         """The environment variables that the connector's `required_env` names."""
         return self.port.secrets
+
+    @property
+    def instance(self) -> str:
+        """The id of the state directory: job ids are unique within one."""
+        return self.port.instance
+
+    @property
+    def trace(self) -> str:
+        """The W3C traceparent under which this attempt calls others; empty when nobody traces the job."""
+        return self._trace or self.job.details.trace or ""
+
+    @property
+    def assets(self) -> AssetPort:
+        """Where this attempt's files are saved."""
+        if self._assets is None:
+            self._assets = self.port.assets(self)
+        return self._assets
+
+    @property
+    def upstream(self) -> Upstream:
+        """What earlier attempts have given to the service behind the connector, and this one's dealings with it."""
+        if self._upstream is None:
+            self._upstream = Upstream(self)
+        return self._upstream
+
+    @property
+    def idempotency_key(self) -> str:
+        """For a service that does work with the same key once: it changes only when the former submission is known to
+        have ended."""
+        return self.upstream.key
 
     @property
     def cancelled(self) -> bool:
@@ -235,6 +296,26 @@ class ThreadBridge:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
+class SyncAssets:
+    """An `AssetPort` for plain functions."""
+
+    def __init__(self, port: AssetPort, bridge: Bridge) -> None:
+        self._port = port
+        self._bridge = bridge
+
+    def save(
+        self,
+        content: bytes | str | os.PathLike[str],
+        *,
+        output: int = 0,
+        name: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> AssetRef:
+        """See AssetPort.save; blocks until the file can be had."""
+        found: AssetRef = self._bridge.wait(self._port.save(content, output=output, name=name, metadata=metadata))
+        return found
+
+
 class SyncContext:
     """A `Context` for plain functions: the same names, with calls that block instead of await."""
 
@@ -286,6 +367,21 @@ class SyncContext:
     def last_checkpoint(self) -> bytes | None:
         """What the last attempt left."""
         return self._context.last_checkpoint
+
+    @property
+    def assets(self) -> SyncAssets:
+        """Where this attempt's files are saved."""
+        return SyncAssets(self._context.assets, self._bridge)
+
+    @property
+    def trace(self) -> str:
+        """See Context.trace."""
+        return self._context.trace
+
+    @property
+    def idempotency_key(self) -> str:
+        """See Context.idempotency_key."""
+        return self._context.idempotency_key
 
     def clock(self) -> float:
         """Steady seconds."""

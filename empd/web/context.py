@@ -11,6 +11,7 @@ from empd.memory.arena import Arena
 from empd.memory.board import Board
 from empd.web.archive import Archive
 from empd.web.events import Feed, Hub
+from empd.web.facts import Facts
 from empd.web.gateway import Gateway
 from empd.web.joblog import JobLogs
 from empd.web.metrics import Metrics
@@ -30,6 +31,7 @@ class Context:
     feed: Feed
     logs: JobLogs
     metrics: Metrics
+    facts: Facts = dataclasses.field(default_factory=Facts)
     draining: bool = False
 
 

@@ -92,7 +92,9 @@ class WebProcess:
             metrics=metrics,
         )
         self._history_socket = HistorySocket(settings.history_endpoint, self._archive, arena)
-        self._telemetry_socket = TelemetrySocket(settings.telemetry_endpoint, hub, self._context.logs, metrics)
+        self._telemetry_socket = TelemetrySocket(
+            settings.telemetry_endpoint, hub, self._context.logs, metrics, self._context.facts
+        )
         self._projector = Projector(gateway, self._archive, metrics.jobs)
         self._retention = Retention(self._archive, arena, settings)
         self._leftovers = Leftovers(gateway, self._archive, arena)

@@ -197,10 +197,26 @@ def _services(ctx: context.Context, broker: dict[str, Any] | None) -> list[dict[
                 body["connectors"].append(service.connector)
     for name in said:
         bodies.setdefault(str(name), {"name": str(name), "worker_types": [], "connectors": []})
+    facts = facts_of(ctx)
     for name, body in bodies.items():
         known = said.get(name)
         body["broker"] = render.jsonable(known) if isinstance(known, dict) else None
+        body["instances"] = [each for each in facts if name in _job_types(ctx, each)]
     return [bodies[name] for name in sorted(bodies)]
+
+
+def facts_of(ctx: context.Context) -> list[dict[str, Any]]:
+    """What living workers say of their services."""
+    living = [view.identity.name for view in ctx.board.read_all() if is_taken(view) and view.identity is not None]
+    return [render.jsonable(each) for each in ctx.facts.of(living)]
+
+
+def _job_types(ctx: context.Context, facts: dict[str, Any]) -> list[str]:
+    """The job types that this service of this worker runs."""
+    worker = ctx.mapping.workers.get(facts.get("worker_type", ""))
+    if worker is None:
+        return []
+    return [job_type for job_type, service in worker.routes().items() if service == facts["service"]]
 
 
 async def gpus(request: web.Request) -> web.Response:
@@ -231,9 +247,10 @@ def gpus_of(ctx: context.Context) -> list[dict[str, Any]]:
 
 
 async def connectors(request: web.Request) -> web.Response:
-    """GET /v1/connectors: the mapping's connectors and the services that use each. Configuration is not shown: it
-    may hold secrets."""
-    mapping = context.of(request).mapping
+    """GET /v1/connectors: the mapping's connectors, the services that use each, and what every worker's instance says
+    of itself: state, configuration without secrets, plugins, what it reports."""
+    ctx = context.of(request)
+    mapping, facts = ctx.mapping, facts_of(ctx)
     bodies: dict[str, dict[str, Any]] = {
         name: {"name": name, "path": entry.path or None, "description": entry.description, "services": []}
         for name, entry in mapping.connectors.items()
@@ -243,4 +260,6 @@ async def connectors(request: web.Request) -> web.Response:
             service.connector, {"name": service.connector, "path": None, "description": None, "services": []}
         )
         body["services"].append(service_name)
+    for body in bodies.values():
+        body["instances"] = [each for each in facts if each["service"] in body["services"]]
     return reply({"connectors": [bodies[name] for name in sorted(bodies)]})

@@ -10,11 +10,12 @@ from empd.job import format_id
 from empd.payload import decode_value
 from empd.web import render
 from empd.web.events import Event, Hub
+from empd.web.facts import Facts
 from empd.web.inlet import Inlet
 from empd.web.joblog import JobLogs
 from empd.web.metrics import Metrics as Shown
 from empd.wire import codec
-from empd.wire.telemetry import JobLog, JobPartial, JobProgress, Metrics
+from empd.wire.telemetry import JobLog, JobPartial, JobProgress, Metrics, ServiceFacts
 
 QUEUE_MAX = 10_000
 
@@ -22,10 +23,11 @@ QUEUE_MAX = 10_000
 class TelemetrySocket:
     """A PULL socket. `bad_frames` counts what was no telemetry."""
 
-    def __init__(self, endpoint: str, hub: Hub, logs: JobLogs, metrics: Shown) -> None:
+    def __init__(self, endpoint: str, hub: Hub, logs: JobLogs, metrics: Shown, facts: Facts) -> None:
         self._hub = hub
         self._logs = logs
         self._metrics = metrics
+        self._facts = facts
         self.bad_frames = 0
         self._inlet = Inlet(endpoint, zmq.PULL, self._take, QUEUE_MAX)
 
@@ -41,6 +43,9 @@ class TelemetrySocket:
             return
         if isinstance(said, Metrics):
             self._metrics.snapshots.update(said, clock.now().mono_ns)
+            return
+        if isinstance(said, ServiceFacts):
+            self._facts.update(said)
             return
         if isinstance(said, JobLog):
             self._logs.add(said)

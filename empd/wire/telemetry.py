@@ -6,6 +6,8 @@ senders never wait. Progress and partial results are coalesced to at most 10 a s
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -59,4 +61,13 @@ class Metrics(msgspec.Struct, array_like=True, gc=False, tag=4):
     samples: list[Sample]
 
 
-Telemetry = JobProgress | JobLog | JobPartial | Metrics
+class ServiceFacts(msgspec.Struct, array_like=True, gc=False, tag=5):
+    """What one worker knows of one of its services: state, address, what its connector reports. The newest counts."""
+
+    source: str
+    generation: int
+    service: str
+    facts: dict[str, Any]
+
+
+Telemetry = JobProgress | JobLog | JobPartial | Metrics | ServiceFacts

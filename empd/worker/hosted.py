@@ -7,11 +7,25 @@ import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from empd.connectors import registry
-from empd.connectors.base import Cancellable, Connector, HasModels, Resumable, Service, Site
+from empd.connectors.base import (
+    Cancellable,
+    Connector,
+    ConnectorState,
+    DescribesService,
+    HasModels,
+    Resumable,
+    Service,
+    Site,
+)
 from empd.connectors.context import Context, JobPort, JobView
+from empd.connectors.endpoints import Defaults, Endpoints, default_url, fixed_url
 from empd.connectors.failures import ServiceUnavailable, describe
+from empd.connectors.redaction import secrets_in
 from empd.wire.telemetry import Sample
+from empd.worker.facts import Report, shown
 from empd.worker.log import Log
 from empd.worker.tally import Tally
 
@@ -60,8 +74,12 @@ class Hosted:
         self.cancellable: Cancellable | None = None
         self.process: Process = self._refuse
         self.resume: Process = self._refuse
+        self.report = Report(self._told)
+        self.on_facts: Callable[[], None] = lambda: None
         self._log = log
         self._connector: Service | None = None
+        self._info: dict[str, Any] = {}
+        self._missing: list[str] = []
         self._reason = "starting"
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -79,25 +97,66 @@ class Hosted:
     def build(self) -> None:
         """Makes the connector. Never raises: what is wrong becomes the reason."""
         plan = self.plan
+        self._missing = []
+        self.redact.learn(secrets_in(plan.api_config))
         try:
             kind = registry.load_class(plan.connector, plan.path or None)
             needed = dict.fromkeys((*plan.required_env, *kind.environment_needed()))
             missing = dict.fromkeys((*plan.missing_env, *(name for name in needed if not os.environ.get(name))))
             if missing:
+                self._missing = list(missing)
                 raise registry.ConnectorUnavailable(f"missing environment variable: {', '.join(missing)}")
             self.port.secrets = {name: os.environ[name] for name in needed}
             self.redact.learn(self.port.secrets.values())
-            connector = registry.build(kind, plan.api_config, self.site._replace(secrets=self.port.secrets))
+            site = self.site._replace(
+                secrets=self.port.secrets, report=self.report, endpoints=self._endpoints(kind, plan.api_config)
+            )
+            connector = registry.build(kind, plan.api_config, site)
             if not isinstance(connector, Service):
                 raise registry.ConnectorUnavailable(f"connector {plan.connector!r} does not process jobs")
         except registry.ConnectorUnavailable as error:
             self._reason = self.redact(str(error))
             self._log("connector_unavailable", "error", service=self.name, reason=self._reason)
+            self._told()
             return
         self._connector = self.meter = connector
         self.cancellable = connector if isinstance(connector, Cancellable) else None
         self.process = connector.process
         self.resume = connector.resume if isinstance(connector, Resumable) else connector.process
+
+    def _endpoints(self, kind: type[Connector], api_config: Mapping[str, Any]) -> Endpoints:
+        device = self.site.device
+        instance = device.index if device is not None else 0
+        try:
+            fixed = fixed_url(self.name, instance, api_config, os.environ)
+        except ValueError as error:
+            raise registry.ConnectorUnavailable(f"services.{self.name}: {error}") from None
+        defaults = Defaults(kind.default_base_url, kind.default_base_port)
+        return Endpoints(fixed, default=default_url(defaults, instance))
+
+    def facts(self) -> dict[str, Any]:
+        """What the status page shows of this service."""
+        connector = self._connector
+        body: dict[str, Any] = {"connector": self.plan.connector, "reason": self._reason, "slots": self.plan.slots}
+        if self._missing:
+            body["missing_variables"] = self._missing
+        if connector is None:
+            return shown({**body, "state": ConnectorState.OFFLINE.value, "report": self.report.facts}, self.redact)
+        body |= {
+            "version": connector.version,
+            "service_type": connector.service_type,
+            "protocol": connector.protocol,
+            "state": connector.state.value,
+            "endpoint": connector.site.endpoint or None,
+            "models": self.models,
+            "info": self._info,
+            "configuration": msgspec.to_builtins(connector.config, enc_hook=repr),
+            "report": self.report.facts,
+        }
+        return shown(body, self.redact)
+
+    def _told(self) -> None:
+        self.on_facts()
 
     async def open(self, on_change: Callable[[], None]) -> None:
         """Opens the connector and looks after its health from then on. Never raises."""
@@ -117,11 +176,16 @@ class Hosted:
         if connector is not None:
             await connector.stop()
         self._reason = self._reason or "closed"
+        self._told()
 
     def samples(self) -> list[Sample]:
         """This service's series."""
         health = Sample("gauge", "empd_service_health", {"service": self.name}, 0.0 if self._reason else 1.0)
-        return [*self.tally.samples(), health]
+        own = [
+            Sample(each.kind, each.name, {**each.labels, "service": self.name}, each.value, each.buckets)
+            for each in self.site.metrics.series()
+        ]
+        return [*self.tally.samples(), health, *own]
 
     def interrupt(self, context: Context, too_late: Callable[[], None]) -> None:
         """Has the connector cancel a job by its own means; calls `too_late` when its grace is over."""
@@ -170,6 +234,12 @@ class Hosted:
                 self.models = await connector.models()
             except Exception as error:  # foreign code; a list of models is no reason to stop
                 self._log("connector_models_failed", "warning", service=self.name, reason=describe(error))
+        if not self._reason and isinstance(connector, DescribesService):
+            try:
+                self._info = dict(await connector.service_info())
+            except Exception as error:  # foreign code; nor is this
+                self._log("connector_info_failed", "warning", service=self.name, reason=describe(error))
+        self._told()
         if self._reason != was:
             level = "warning" if self._reason else "info"
             self._log("service_health", level, service=self.name, state=connector.state.value, reason=self._reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from empd.connectors.context import Context
+from empd.connectors.context import AssetPort, Context, NoAssets
 from empd.memory.arena import Arena
 from empd.payload import BlobRef
 from empd.worker.report import Reporter
@@ -24,11 +24,17 @@ class Port:
         redact: Callable[[str], str],
     ) -> None:
         self.secrets: Mapping[str, str] = {}
+        self.instance = ""
+        self.make_assets: Callable[[Context], AssetPort] = lambda context: NoAssets()
         self._redact = redact
         self._requests = requests
         self._reporter = reporter
         self._arena = arena
         self._on_progress = on_progress
+
+    def assets(self, context: Context) -> AssetPort:
+        """The storage of this worker."""
+        return self.make_assets(context)
 
     def progress(self, context: Context, fraction: float, message: str, step: int, steps: int) -> None:
         """To the board and to telemetry."""

@@ -20,10 +20,12 @@ import zmq
 
 from empd.connectors.base import Site
 from empd.connectors.context import JobDetails
+from empd.connectors.meters import Meters
 from empd.errors import FailureClass
 from empd.lifecycle import Child, ChildKind, Control, Notice, receive, send
 from empd.memory.arena import Arena
 from empd.wire import codec, frames
+from empd.wire.telemetry import ServiceFacts
 from empd.worker.activity import Activities
 from empd.worker.hosted import Hosted, Plan
 from empd.worker.lanes import Entry, Lanes
@@ -61,7 +63,13 @@ class Worker:
         self._child = child
         self._settings = child.settings
         self._kind = child.mapping.workers[child.worker_type]
-        self._log = Log(child.settings.log_level, worker=child.name, generation=child.generation, pid=os.getpid())
+        self._log = Log(
+            child.settings.log_level,
+            machine=os.uname().nodename,
+            worker=child.name,
+            generation=child.generation,
+            pid=os.getpid(),
+        )
         self._routes: dict[str, str] = self._kind.routes()
         self._details: dict[bytes, tuple[Hosted | None, JobDetails]] = {}
         self._welcomed = False
@@ -136,9 +144,18 @@ class Worker:
             isolation=service.isolation,
             python_path=tuple(str(path) for path in self._settings.python_path),
             log=self._log,
+            logger=self._log.logger,
+            metrics=Meters(),
         )
         port = Port(self._requests, self._reporter, arena, self._activities.moved, self._log.redact)
-        return Hosted(name, plan, site, port, self._log)
+        hosted = Hosted(name, plan, site, port, self._log)
+        hosted.on_facts = lambda: self._reporter.facts(name, lambda: self._facts(hosted))
+        return hosted
+
+    def _facts(self, hosted: Hosted) -> ServiceFacts:
+        child = self._child
+        facts = {"worker_type": child.worker_type, **hosted.facts()}
+        return ServiceFacts(child.name, child.generation, hosted.name, facts)
 
     async def _open_services(self) -> None:
         async def begin(hosted: Hosted) -> None:
@@ -214,6 +231,8 @@ class Worker:
 
     def _on_welcome(self, frame: frames.WorkerWelcome) -> None:
         self._welcomed = self._outbox.open = True
+        for hosted in self._services.values():
+            hosted.port.instance = frame.instance
         self._abandon(frame.abandon)
         self._outbox.resend()
         self._requests.resend()
@@ -307,6 +326,8 @@ class Worker:
         samples = [sample for hosted in self._services.values() for sample in hosted.samples()]
         self._reporter.metrics(self._child.name, self._child.generation, samples + self._activities.samples())
         if not self._ended.done():
+            for hosted in self._services.values():
+                hosted.on_facts()
             # Said again now and then: a broker that does not know this worker answers with an error, and is told.
             self._offer()
             self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)

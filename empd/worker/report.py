@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import zmq
 
 from empd.connectors.context import Context
 from empd.payload import encode_value
-from empd.wire.telemetry import JobLog, JobPartial, JobProgress, Metrics, Sample, Telemetry
+from empd.wire.telemetry import JobLog, JobPartial, JobProgress, Metrics, Sample, ServiceFacts, Telemetry
 
 INTERVAL_S = 0.1
 METRICS_INTERVAL_S = 5.0
@@ -32,6 +32,7 @@ class Reporter:
         self._progress: dict[Claim, JobProgress] = {}
         self._partial: dict[Claim, JobPartial] = {}
         self._logs: dict[Claim, list[str]] = {}
+        self._facts: dict[str, Callable[[], ServiceFacts]] = {}
         self._log_bytes = 0
         self._next_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -84,6 +85,11 @@ class Reporter:
         """A snapshot of all series."""
         self._push(Metrics(source, generation, list(samples)))
 
+    def facts(self, service: str, make: Callable[[], ServiceFacts]) -> None:
+        """The facts of a service are others now; they are made when they leave."""
+        self._facts[service] = make
+        self._soon()
+
     def flush(self) -> None:
         """Sends what waits."""
         if self._timer is not None:
@@ -93,6 +99,9 @@ class Reporter:
         now_ns = time.time_ns()
         for claim, lines in self._logs.items():
             self._push(JobLog(*claim, now_ns, "\n".join(lines)))
+        for make in self._facts.values():
+            self._push(make())
+        self._facts.clear()
         for waiting in (self._progress, self._partial):
             for message in waiting.values():
                 self._push(message)

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from empd.connectors import failures, registry
 from empd.connectors.base import Connector, ConnectorConfig, ConnectorState, Service, Site
-from empd.connectors.context import CHECKPOINT_BYTES_MAX, Context, JobDetails, JobView, SyncContext, ThreadBridge
+from empd.connectors.context import (
+    CHECKPOINT_BYTES_MAX,
+    Context,
+    JobDetails,
+    JobView,
+    NoAssets,
+    SyncContext,
+    ThreadBridge,
+)
 from empd.connectors.service.pool import how_it_died
 from empd.connectors.service.simulation import SimulationConnector
 from empd.connectors.service.threads import WorkThreads
@@ -31,8 +39,12 @@ class Port:
 
     def __init__(self) -> None:
         self.secrets: dict[str, str] = {"KEY": "value"}
+        self.instance = "1f" * 16
         self.said: list[tuple[Any, ...]] = []
         self.blob = b""
+
+    def assets(self, context: Any) -> NoAssets:
+        return NoAssets()
 
     def progress(self, context: Any, fraction: float, message: str, step: int, steps: int) -> None:
         self.said.append(("progress", fraction, message, step, steps))
@@ -419,7 +431,7 @@ def test_the_room_brings_no_heavy_module() -> None:
 
     code = (
         "import sys, empd.worker.process, empd.connectors.service.simulation; "
-        "print([m for m in ('aiohttp', 'rich', 'structlog', 'numpy', 'psutil', 'sqlite3') if m in sys.modules])"
+        "print([m for m in ('aiohttp', 'rich', 'numpy', 'psutil', 'sqlite3', 'opentelemetry') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

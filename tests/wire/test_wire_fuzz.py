@@ -41,9 +41,7 @@ def outcome(decode: Callable[[bytes], Any], data: bytes) -> Any:
     except ProtocolError as error:
         assert str(error)
         return error
-    assert isinstance(
-        frame, Record | telemetry.JobProgress | telemetry.JobLog | telemetry.JobPartial | telemetry.Metrics
-    )
+    assert isinstance(frame, Record | telemetry.Telemetry)
     return frame
 
 

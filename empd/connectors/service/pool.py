@@ -15,13 +15,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from empd.asset import AssetContent
 from empd.connectors.base import Result
 from empd.connectors.context import Context, JobView
-from empd.connectors.failures import ConnectorError, ProcessCrashed, ServiceUnavailable, StateConflict
+from empd.connectors.failures import ConnectorError, ProcessCrashed, ServiceUnavailable, StateConflict, describe
 from empd.connectors.service.pool_wire import (
     LENGTH_BYTES,
     Answer,
@@ -39,9 +41,9 @@ from empd.connectors.service.pool_wire import (
     Ready,
     decode_from_process,
     encode,
+    error_of,
+    failure_of,
 )
-from empd.errors import FailureClass
-from empd.job import Cause
 
 CLOSE_S_MAX = 3.0
 _START = (
@@ -201,6 +203,7 @@ class ProcessPool:
                 context.started_ns,
                 context.timeout_s,
                 context.last_checkpoint,
+                context.instance,
             )
         )
         while (message := await process.receive()) is not None:
@@ -216,7 +219,7 @@ class ProcessPool:
                 case Finished(data, usage):
                     return Result(msgspec.Raw(data), usage) if usage else msgspec.Raw(data)
                 case Failure():
-                    raise _error(message)
+                    raise error_of(message)
                 case Ready():
                     continue
         status = await process.kill()
@@ -231,21 +234,25 @@ async def _answer(ask: Ask, context: Context) -> Answer:
                 return Answer(0, b"")
             case "state_get":
                 return Answer(*await context.state_get(ask.key))
-            case _:
+            case "state_set":
                 return Answer(await context.state_set(ask.key, ask.data, ask.expected_version), b"")
+            case _:
+                return await _save(ask, context)
     except (StateConflict, ValueError) as error:
         return Answer(0, b"", str(error))
 
 
-def _error(failure: Failure) -> ConnectorError:
-    return ConnectorError(
-        failure.message,
-        failure=FailureClass(failure.failure),
-        retry=failure.retry,
-        cause=Cause(failure.cause),
-        retry_after_s=failure.retry_after_s,
-        evidence=failure.evidence,
-    )
+async def _save(ask: Ask, context: Context) -> Answer:
+    content: AssetContent = ask.data
+    if ask.verb == "asset_text":
+        content = ask.data.decode()
+    elif ask.verb == "asset_path":
+        content = Path(os.fsdecode(ask.data))
+    try:
+        ref = await context.assets.save(content, output=ask.output, name=ask.key, metadata=ask.metadata)
+    except Exception as error:  # whatever it is goes to the callable that asked
+        return Answer(0, b"", describe(error), failure_of(error))
+    return Answer(0, msgspec.msgpack.encode(ref))
 
 
 def how_it_died(status: int) -> str:

@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
+from empd.asset import AssetContent, AssetRef
 from empd.connectors.base import Result
-from empd.connectors.context import Context, JobView, SyncContext
+from empd.connectors.context import AssetPort, Context, JobView, SyncContext
 from empd.connectors.failures import BadResponse, ConnectorError, StateConflict, describe
 from empd.connectors.service import callables
 from empd.connectors.service.pool_wire import (
@@ -22,7 +23,6 @@ from empd.connectors.service.pool_wire import (
     Answer,
     Ask,
     Close,
-    Failure,
     Finished,
     Job,
     Load,
@@ -34,8 +34,9 @@ from empd.connectors.service.pool_wire import (
     ToProcess,
     decode_to_process,
     encode,
+    error_of,
+    failure_of,
 )
-from empd.connectors.verdict import judge
 from empd.payload import BlobRef
 
 _PR_SET_PDEATHSIG = 1
@@ -64,6 +65,28 @@ class Inline:
         raise RuntimeError("a call in a pool process must not wait for the event loop")
 
 
+class PoolAssets:
+    """Hands files to the worker, which saves them."""
+
+    def __init__(self, ask: Callable[[Ask], Answer]) -> None:
+        self._ask = ask
+
+    async def save(
+        self, content: AssetContent, *, output: int = 0, name: str = "", metadata: Mapping[str, Any] | None = None
+    ) -> AssetRef:
+        """See AssetPort.save; blocks."""
+        if isinstance(content, str):
+            verb, data = "asset_text", content.encode()
+        elif isinstance(content, os.PathLike):
+            verb, data = "asset_path", os.fsencode(os.path.abspath(content))
+        elif isinstance(content, AsyncIterable):
+            verb, data = "asset", b"".join([chunk async for chunk in content])
+        else:
+            verb, data = "asset", bytes(content)
+        extra = dict(metadata) if metadata is not None else None
+        return msgspec.msgpack.decode(self._ask(Ask(verb, name, data, 0, output, extra)).data, type=AssetRef)
+
+
 class Process:
     """The process's end of the socket, and the JobPort of its jobs."""
 
@@ -72,6 +95,7 @@ class Process:
         self._runner = runner
         self._lock = threading.Lock()
         self.secrets: Mapping[str, str] = {}
+        self.instance = ""
 
     def serve(self) -> None:
         """Loads, then does jobs."""
@@ -98,6 +122,7 @@ class Process:
         job = JobView(message.id, message.epoch, message.attempt, message.details, message.payload)
         context = Context(self, job, message.started_ns)
         context.timeout_s, context.last_checkpoint = message.timeout_s, message.checkpoint
+        self.instance = message.instance
         try:
             if loaded.is_async:
                 value = self._runner.run(callables.run_async(loaded, context.payload, context))
@@ -108,10 +133,7 @@ class Process:
                 value, usage = value.value, value.usage
             return Finished(_encoded(value), usage)
         except BaseException as error:  # foreign code: its job fails, the process goes on
-            verdict = judge(error)
-            return Failure(
-                verdict.failure, verdict.message, verdict.retry, verdict.cause, verdict.retry_after_s, verdict.evidence
-            )
+            return failure_of(error)
 
     # --- JobPort -----------------------------------------------------------------------------------------------------
 
@@ -132,16 +154,20 @@ class Process:
 
     async def checkpoint(self, context: Context, data: bytes) -> None:
         """Blocks until it is durable."""
-        self._ask(Ask("checkpoint", data=data))
+        self.ask(Ask("checkpoint", data=data))
 
     async def state_get(self, key: str) -> tuple[int, bytes]:
         """Blocks for the answer."""
-        answer = self._ask(Ask("state_get", key))
+        answer = self.ask(Ask("state_get", key))
         return answer.version, answer.data
 
     async def state_set(self, context: Context, key: str, data: bytes, expected_version: int) -> int:
         """Blocks until it is durable."""
-        return self._ask(Ask("state_set", key, data, expected_version)).version
+        return self.ask(Ask("state_set", key, data, expected_version)).version
+
+    def assets(self, context: Context) -> AssetPort:
+        """Through the worker."""
+        return PoolAssets(self.ask)
 
     def read_blob(self, ref: BlobRef) -> bytes:
         """Never called: the worker sends payloads whole."""
@@ -151,11 +177,14 @@ class Process:
         """As `read_blob`."""
         raise BadResponse("a pool process has no arena")
 
-    def _ask(self, ask: Ask) -> Answer:
+    def ask(self, ask: Ask) -> Answer:
+        """The worker's answer. Raises what it answers with."""
         self._send(ask)
         answer = self._receive()
         if not isinstance(answer, Answer):
             raise EOFError("the worker is gone")
+        if answer.failure is not None:
+            raise error_of(answer.failure)
         if answer.error:
             raise StateConflict(answer.error)
         return answer

@@ -8,6 +8,10 @@ from typing import Any
 import msgspec
 
 from empd.connectors.context import JobDetails
+from empd.connectors.failures import ConnectorError
+from empd.connectors.verdict import judge
+from empd.errors import FailureClass
+from empd.job import Cause
 
 LENGTH_BYTES = 4
 MESSAGE_BYTES_MAX = (1 << 32) - 1
@@ -39,14 +43,16 @@ class Job(Message, tag=2):
     started_ns: int
     timeout_s: float
     checkpoint: bytes | None
+    instance: str = ""
 
 
 class Answer(Message, tag=3):
-    """Answer to `Ask`; `error` is not empty when it failed."""
+    """Answer to `Ask`; `error` is not empty when it failed, and `failure` its verdict where it is not the state's."""
 
     version: int
     data: bytes
     error: str = ""
+    failure: Failure | None = None
 
 
 class Close(Message, tag=4):
@@ -83,12 +89,15 @@ class LogLine(Message, tag=19):
 
 
 class Ask(Message, tag=20):
-    """`verb`: checkpoint, state_get or state_set. The process waits for the answer."""
+    """`verb`: checkpoint, state_get, state_set, or asset, asset_text, asset_path (`key` is its name). The process waits
+    for the answer; that to an asset is its AssetRef as msgpack."""
 
     verb: str
     key: str = ""
     data: bytes = b""
     expected_version: int = 0
+    output: int = 0
+    metadata: dict[str, Any] | None = None
 
 
 class Finished(Message, tag=21):
@@ -121,3 +130,23 @@ def encode(message: Message) -> bytes:
     """The message's length and bytes. Raises OverflowError when it is too long."""
     body = _pack(message)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def failure_of(error: BaseException) -> Failure:
+    """An exception's verdict."""
+    verdict = judge(error)
+    return Failure(
+        verdict.failure, verdict.message, verdict.retry, verdict.cause, verdict.retry_after_s, verdict.evidence
+    )
+
+
+def error_of(failure: Failure) -> ConnectorError:
+    """The error that has this verdict."""
+    return ConnectorError(
+        failure.message,
+        failure=FailureClass(failure.failure),
+        retry=failure.retry,
+        cause=Cause(failure.cause),
+        retry_after_s=failure.retry_after_s,
+        evidence=failure.evidence,
+    )
