@@ -150,8 +150,8 @@ class Attempts:
             extra.charges = charged(extra.charges, Cause(item.cause))
             if item.delay_ns:
                 job.state = State.DELAYED
-                extra.ready_ns = at_ns + item.delay_ns
-                heapq.heappush(state.due_mono, (steady_ns(self.state, at_ns) + item.delay_ns, job.id, job.attempts))
+                extra.ready_ns = steady_ns(state, at_ns) + item.delay_ns
+                heapq.heappush(state.due_mono, (extra.ready_ns, job.id, job.attempts))
             else:
                 job.state = State.WAITING
                 self.room.add(job)

@@ -18,7 +18,18 @@ from empd.queue import rows
 from empd.queue.options import OptionsTable
 from empd.queue.room import WaitingRoom
 from empd.queue.rows import Carry, Fact, Kind
-from empd.queue.state import ConnectorState, Consumer, Extra, Job, Key, QueueState, Session, worker_of
+from empd.queue.state import (
+    ConnectorState,
+    Consumer,
+    Extra,
+    Job,
+    Key,
+    QueueState,
+    Session,
+    clocks,
+    steady_ns,
+    worker_of,
+)
 
 _FACT_BYTES = 512 * 1024
 _JOB_BYTES = 256
@@ -40,9 +51,9 @@ def trim_point(state: QueueState, oldest_seq: int, newest_seq: int, limits: tupl
     return newest_seq
 
 
-def carry(state: QueueState, upto_seq: int) -> list[Fact]:
-    """What rows up to `upto_seq` still have to say, in facts of a bounded size."""
-    facts = list(_job_facts(state, upto_seq))
+def carry(state: QueueState, upto_seq: int, at_ns: int) -> list[Fact]:
+    """What rows up to `upto_seq` still have to say, in facts of a bounded size, for rows at wall time `at_ns`."""
+    facts = list(_job_facts(state, upto_seq, steady_ns(state, at_ns)))
     keys = [
         _carried_key(name, key)
         for name, key in takewhile(lambda item: item[1].touched <= upto_seq, state.keys.items())
@@ -60,7 +71,7 @@ def carry(state: QueueState, upto_seq: int) -> list[Fact]:
     return facts
 
 
-def _job_facts(state: QueueState, upto_seq: int) -> Iterator[Fact]:
+def _job_facts(state: QueueState, upto_seq: int, mono_ns: int) -> Iterator[Fact]:
     """Jobs, each with its idempotency key in the same row: the end of a job says when its key ended, so that no row
     may keep the one without the other."""
     jobs: list[Job] = []
@@ -69,16 +80,16 @@ def _job_facts(state: QueueState, upto_seq: int) -> Iterator[Fact]:
         jobs.append(job)
         size += _payload_bytes(job) + _JOB_BYTES
         if size >= _FACT_BYTES:
-            yield _job_fact(state, jobs)
+            yield _job_fact(state, jobs, mono_ns)
             jobs, size = [], 0
     if jobs:
-        yield _job_fact(state, jobs)
+        yield _job_fact(state, jobs, mono_ns)
 
 
-def _job_fact(state: QueueState, jobs: list[Job]) -> Fact:
+def _job_fact(state: QueueState, jobs: list[Job], mono_ns: int) -> Fact:
     names = [job.extra.key for job in jobs if job.extra is not None and job.extra.key]
     keys = [_carried_key(name, state.keys[name]) for name in names if name in state.keys]
-    return _fact(state, jobs=[_carried(job) for job in jobs], keys=keys)
+    return _fact(state, jobs=[_carried(state, job, mono_ns) for job in jobs], keys=keys)
 
 
 def _carried_key(name: str, key: Key) -> rows.CarriedKey:
@@ -90,8 +101,8 @@ def _payload_bytes(job: Job) -> int:
 
 
 def _fact(state: QueueState, **said: Any) -> Fact:
-    body = Carry(state.boot, state.sessions_opened, sorted(state.drained), next_epoch=state.next_epoch, **said)
-    return Fact(Kind.CARRY, body)
+    said |= {"next_epoch": state.next_epoch, "clocks": clocks(state)}
+    return Fact(Kind.CARRY, Carry(state.boot, state.sessions_opened, sorted(state.drained), **said))
 
 
 def _carried_session(session: Session) -> rows.CarriedSession:
@@ -101,13 +112,15 @@ def _carried_session(session: Session) -> rows.CarriedSession:
     )
 
 
-def _carried(job: Job) -> rows.CarriedJob:
+def _carried(state: QueueState, job: Job, mono_ns: int) -> rows.CarriedJob:
     extra = job.extra or Extra()
+    ready_ns = extra.ready_ns + state.wall_minus_mono_ns if extra.ready_ns else 0
     return rows.CarriedJob(
         id=job.id, options=job.options.raw, payload=job.payload, order=job.order, submitted_ns=job.submitted_ns,
-        state=job.state, ready_ns=extra.ready_ns, epoch=job.epoch, started_ns=job.started_ns,
+        state=job.state, ready_ns=ready_ns, epoch=job.epoch, started_ns=job.started_ns,
         holder=job.holder.key if job.holder else None, attempts=job.attempts, charges=extra.charges, key=extra.key,
-        checkpoint=extra.checkpoint, stop=extra.stop, error=extra.error,
+        checkpoint=extra.checkpoint, stop=extra.stop, error=extra.error, age_ns=mono_ns - job.submitted_mono_ns,
+        ran_ns=mono_ns - job.limit_ns + job.options.timeout_ns if job.limit_ns else None,
     )  # fmt: skip
 
 
@@ -148,11 +161,14 @@ def _restore_job(
     state: QueueState, room: WaitingRoom, table: OptionsTable, carried: rows.CarriedJob, at: tuple[int, int]
 ) -> Job:
     options = table.get(carried.options)
+    mono_ns, wall_ns = at
+    age_ns = wall_ns - carried.submitted_ns if carried.age_ns is None else carried.age_ns
     job = Job(
-        carried.id, options, carried.payload, carried.order, 0, carried.submitted_ns, State(carried.state),
-        carried.attempts, carried.epoch, carried.started_ns,
+        carried.id, options, carried.payload, carried.order, 0, carried.submitted_ns, mono_ns - age_ns,
+        State(carried.state), carried.attempts, carried.epoch, carried.started_ns,
     )  # fmt: skip
-    extra = Extra(carried.charges, carried.ready_ns, carried.key, carried.checkpoint, carried.stop, carried.error)
+    ready_ns = carried.ready_ns - wall_ns + mono_ns if carried.ready_ns else 0
+    extra = Extra(carried.charges, ready_ns, carried.key, carried.checkpoint, carried.stop, carried.error)
     if extra != Extra():
         job.extra = extra
     if isinstance(job.payload, BlobRef):
@@ -161,33 +177,32 @@ def _restore_job(
         state.payload_bytes += len(job.payload)
     session = job.id >> 32
     state.open_jobs[session] = state.open_jobs.get(session, 0) + 1
-    _restore_place(state, room, job, carried.holder, at)
+    ran_ns = wall_ns - carried.started_ns if carried.ran_ns is None else carried.ran_ns
+    _restore_place(state, room, job, carried.holder, mono_ns - ran_ns)
     return job
 
 
 def _restore_place(
-    state: QueueState, room: WaitingRoom, job: Job, holder: tuple[str, int] | None, at: tuple[int, int]
+    state: QueueState, room: WaitingRoom, job: Job, holder: tuple[str, int] | None, started_mono_ns: int
 ) -> None:
-    mono_ns, wall_ns = at
     options = job.options
     if holder is not None:
         worker = worker_of(state, *holder)
         worker.held[job.id] = job
         job.holder = worker
         if options.timeout_ns and job.state is State.ASSIGNED:
-            job.limit_ns = mono_ns - wall_ns + job.started_ns + options.timeout_ns
+            job.limit_ns = started_mono_ns + options.timeout_ns
             worker.limit_ns = min(worker.limit_ns or job.limit_ns, job.limit_ns)
     elif job.state is State.WAITING:
         room.add(job)
     elif job.state is State.DELAYED:
         ready_ns = job.extra.ready_ns if job.extra else 0
         if ready_ns:
-            heapq.heappush(state.due_mono, (mono_ns + max(ready_ns - wall_ns, 0), job.id, job.attempts))
+            heapq.heappush(state.due_mono, (ready_ns, job.id, job.attempts))
         else:
             heapq.heappush(state.due_wall, (options.not_before_ns, job.id, job.attempts))
     elif job.state is State.DEAD:
         state.dead += 1
-    submitted_mono_ns = mono_ns - wall_ns + job.submitted_ns
     for limit_ns, kind in ((options.queue_timeout_ns, "queue"), (options.total_timeout_ns, "total")):
         if limit_ns:
-            heapq.heappush(state.deadlines, (submitted_mono_ns + limit_ns, job.id, kind))
+            heapq.heappush(state.deadlines, (job.submitted_mono_ns + limit_ns, job.id, kind))

@@ -68,6 +68,7 @@ class Evolver:
         """Applies one fact as the next row, at wall time `at_ns`; returns its seq."""
         seq = self.state.seq = self.state.seq + 1
         self._apply[fact.kind](seq, at_ns, fact)
+        self.state.at_ns = at_ns
         return seq
 
     # --- the broker itself ---
@@ -78,19 +79,11 @@ class Evolver:
         state.boot = body.boot
         state.next_epoch = body.boot << 32 | 1
         state.sessions_opened = max(state.sessions_opened, body.sessions_opened)
-        self._tie(at_ns, body.boot_id, body.mono_ns)
+        tie(self.state, at_ns, body.before, (body.boot_id, at_ns - body.mono_ns))
 
     def _clock(self, seq: int, at_ns: int, fact: Fact) -> None:
-        self._tie(at_ns, fact.body.boot_id, fact.body.mono_ns)
-
-    def _tie(self, at_ns: int, boot_id: str, mono_ns: int) -> None:
-        """Within one kernel boot steady times stay as they are. After another boot (or where the row that tied the
-        clocks was trimmed, and steady time stood for wall time) they are counted from the wall time that passed."""
-        state = self.state
-        before, state.wall_minus_mono_ns = state.wall_minus_mono_ns, at_ns - mono_ns
-        if state.boot_id != boot_id:
-            state.boot_id = boot_id
-            shift_steady_times(state, before - state.wall_minus_mono_ns)
+        body: rows.Clock = fact.body
+        tie(self.state, at_ns, body.before, (body.boot_id, at_ns - body.mono_ns))
 
     # --- clients ---
 
@@ -111,9 +104,10 @@ class Evolver:
     def _submitted(self, seq: int, at_ns: int, fact: Fact) -> None:
         submit = fact.body
         first = job_id = fact.origin << 32 | submit.first
+        mono_ns = steady_ns(self.state, at_ns)
         for group in submit.groups:
             options = self.options.get(group.options)
-            jobs = [Job(job_id + i, options, p, seq, seq, at_ns) for i, p in enumerate(group.payloads)]
+            jobs = [Job(job_id + i, options, p, seq, seq, at_ns, mono_ns) for i, p in enumerate(group.payloads)]
             self._enter(jobs, options, at_ns)
             if group.keys:
                 for job, key in zip(jobs, group.keys, strict=True):
@@ -126,13 +120,14 @@ class Evolver:
         body: rows.Taken = fact.body
         submit = rows.decode_submit(bytes(body.submit))
         left_out = {refusal.index for refusal in body.refused} | {index for index, _ in body.existing}
+        mono_ns = steady_ns(self.state, at_ns)
         index = 0
         for group in submit.groups:
             options = None
             for position, payload in enumerate(group.payloads):
                 if index not in left_out:
                     options = options or self.options.get(group.options)
-                    job = Job(fact.origin << 32 | submit.first + index, options, payload, seq, seq, at_ns)
+                    job = Job(fact.origin << 32 | submit.first + index, options, payload, seq, seq, at_ns, mono_ns)
                     self._enter([job], options, at_ns)
                     if group.keys:
                         self._remember_key(job, group.keys[position])
@@ -163,11 +158,10 @@ class Evolver:
             payload = job.payload
             size += len(payload) if type(payload) is bytes else self._refer(payload)
         state.payload_bytes += size
-        mono_ns = steady_ns(self.state, at_ns)
         for limit_ns, kind in ((options.queue_timeout_ns, "queue"), (options.total_timeout_ns, "total")):
             if limit_ns:
                 for job in jobs:
-                    heapq.heappush(state.deadlines, (mono_ns + limit_ns, job.id, kind))
+                    heapq.heappush(state.deadlines, (job.submitted_mono_ns + limit_ns, job.id, kind))
         if options.not_before_ns > at_ns:
             for job in jobs:
                 job.state = State.DELAYED
@@ -218,7 +212,10 @@ class Evolver:
                 self.attempts.end(job, at_ns)
 
     def _carry(self, seq: int, at_ns: int, fact: Fact) -> None:
-        restore_carry(self.state, self.room, self.options, seq, (steady_ns(self.state, at_ns), at_ns), fact.body)
+        body: rows.Carry = fact.body
+        if body.clocks is not None and not self.state.boot_id:
+            tie(self.state, at_ns, body.clocks, body.clocks)
+        restore_carry(self.state, self.room, self.options, seq, (steady_ns(self.state, at_ns), at_ns), body)
 
 
 def payload_fingerprint(service: str, payload: Carried) -> bytes:
@@ -236,13 +233,35 @@ def forget_recent(state: QueueState, through_seq: int) -> None:
             recent.pop(job_id, None)
 
 
+def tie(state: QueueState, at_ns: int, before: tuple[str, int] | None, after: tuple[str, int]) -> None:
+    """A row at wall time `at_ns` says how the clocks lie, (boot id, wall minus steady time), and lay `before`.
+
+    Within one kernel boot steady times stay as they are. Into another boot they are carried by the wall time that
+    passed since the newest row, of which none passed where the clock was set back meanwhile. As long as no row has
+    tied the clocks (it was trimmed) steady time stands for wall time.
+    """
+    if before is not None and not state.boot_id:
+        shift_steady_times(state, -before[1])
+        state.boot_id, state.wall_minus_mono_ns = before
+    boot_id, offset_ns = after
+    if state.boot_id != boot_id:
+        newest_mono_ns = steady_ns(state, state.at_ns)
+        passed_ns = max(at_ns - state.at_ns, 0)
+        shift_steady_times(state, at_ns - offset_ns - passed_ns - newest_mono_ns)
+        state.boot_id = boot_id
+    state.wall_minus_mono_ns = offset_ns
+
+
 def shift_steady_times(state: QueueState, shift_ns: int) -> None:
     """Steady time began anew: everything that is measured by it moves."""
     state.deadlines = [(when + shift_ns, job, kind) for when, job, kind in state.deadlines]
     state.due_mono = [(when + shift_ns, job, attempts) for when, job, attempts in state.due_mono]
     for job in state.jobs.values():
+        job.submitted_mono_ns += shift_ns
         if job.limit_ns:
             job.limit_ns += shift_ns
+        if job.extra is not None and job.extra.ready_ns:
+            job.extra.ready_ns += shift_ns
     for worker in state.workers.values():
         if worker.limit_ns:
             worker.limit_ns += shift_ns
@@ -271,6 +290,7 @@ def describe(state: QueueState) -> dict[str, Any]:
             job.id: (
                 bytes(job.options.raw), job.payload, job.order, job.submitted_ns, max(job.state, State.DELAYED),
                 job.attempts, job.epoch, job.holder.key if job.holder else None, _plain(job.extra),
+                job.submitted_mono_ns, job.limit_ns,
             )
             for job in state.jobs.values()
         },

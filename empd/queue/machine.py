@@ -24,12 +24,14 @@ from empd.queue.options import OptionsTable
 from empd.queue.policy import Policy
 from empd.queue.room import WaitingRoom
 from empd.queue.rows import Fact, Kind
-from empd.queue.state import Job, Offer, QueueState, Session, Worker, worker_of
+from empd.queue.state import Job, Offer, QueueState, Session, Worker, clocks, worker_of
 
 Pending = list[tuple[int, int, Fact]]
 """(seq, wall time, fact), to be journaled."""
 
-_CLOCK_STEP_NS = NS_PER_S
+_CLOCK_STEP_NS = NS_PER_S // 10
+"""What the clocks may lie apart from what a row says: less than any limit that is worth setting, more than a reading
+of both takes."""
 
 
 class Lost(NamedTuple):
@@ -78,9 +80,8 @@ class Queue:
         """Begins the next boot. Its row has to be committed before the first claim. After a loss of rows `lost` says
         how many boots and sessions to pass over, so that no epoch and no job id is given twice."""
         state = self.state
-        body = rows.Started(
-            state.boot + 1 + lost.boots, boot_id, now.mono_ns, version, state.sessions_opened + lost.sessions
-        )
+        boot, sessions = state.boot + 1 + lost.boots, state.sessions_opened + lost.sessions
+        body = rows.Started(boot, boot_id, now.mono_ns, version, sessions, clocks(state))
         self.apply([Fact(Kind.STARTED, body)], now)
         deadlines.rearm(self.state, self.policy, now.mono_ns)
         self.room.refill(self.state.jobs.values())
@@ -90,12 +91,13 @@ class Queue:
         that nothing that runs or waits is hurt by it."""
         state = self.state
         if abs(now.wall_ns - now.mono_ns - state.wall_minus_mono_ns) > _CLOCK_STEP_NS:
-            self.apply([Fact(Kind.CLOCK, rows.Clock(state.boot_id, now.mono_ns))], now)
+            self.apply([Fact(Kind.CLOCK, rows.Clock(state.boot_id, now.mono_ns, clocks(state)))], now)
 
     def carry(self, upto_seq: int, now: Instant) -> Pending:
         """The facts that let rows up to `upto_seq` be trimmed; evolved, for the journal to write while it trims."""
         forget_recent(self.state, upto_seq)  # their rows go
-        return [(self.evolver.evolve(now.wall_ns, fact), now.wall_ns, fact) for fact in carry(self.state, upto_seq)]
+        facts = carry(self.state, upto_seq, now.wall_ns)
+        return [(self.evolver.evolve(now.wall_ns, fact), now.wall_ns, fact) for fact in facts]
 
     # --- clients ---
 

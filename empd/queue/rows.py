@@ -58,13 +58,15 @@ class Kind(enum.IntEnum):
 
 class Started(Record):
     """`mono_ns` is the steady clock at the row's `at_ns`, comparable within `boot_id`. Session numbers up to
-    `sessions_opened` are taken, also where no row says by whom (rows were lost)."""
+    `sessions_opened` are taken, also where no row says by whom (rows were lost). `before`: how the clocks lay in the
+    rows before, (boot id, wall minus steady time), for a reader from whom the row that said so was trimmed."""
 
     boot: int
     boot_id: str
     mono_ns: int
     version: str
     sessions_opened: int = 0
+    before: tuple[str, int] | None = None
 
 
 class Clock(Record):
@@ -72,6 +74,7 @@ class Clock(Record):
 
     boot_id: str
     mono_ns: int
+    before: tuple[str, int] | None = None
 
 
 class SessionOpened(Record):
@@ -177,7 +180,9 @@ class Forgotten(Record):
 
 
 class CarriedJob(Record):
-    """The whole state of one unfinished or dead-lettered job. Monotonic times are given as wall times."""
+    """The whole state of one unfinished or dead-lettered job. `ready_ns` is the wall time that its back-off ends at as
+    the clocks lie now. `age_ns`, `ran_ns`: steady time since it was submitted, since this attempt began; None in rows
+    of earlier versions, where only wall times tell."""
 
     id: int
     options: msgspec.Raw
@@ -195,6 +200,8 @@ class CarriedJob(Record):
     checkpoint: bytes | None = None
     stop: str = ""
     error: JobError | None = None
+    age_ns: int | None = None
+    ran_ns: int | None = None
 
 
 class CarriedSession(Record):
@@ -218,8 +225,8 @@ class CarriedKey(Record):
 
 
 class Carry(Record):
-    """What rows up to a trim point still had to say. `boot`, `sessions_opened`, `drained`,
-    `next_epoch` are always given."""
+    """What rows up to a trim point still had to say. `boot`, `sessions_opened`, `drained`, `next_epoch` and `clocks`
+    (boot id, wall minus steady time) are always given."""
 
     boot: int
     sessions_opened: int
@@ -230,6 +237,7 @@ class Carry(Record):
     states: list[StateWritten] = []
     cursors: list[Cursor] = []
     next_epoch: int = 0
+    clocks: tuple[str, int] | None = None
 
 
 BODIES: dict[Kind, type[Record]] = {

@@ -33,7 +33,7 @@ class Options(msgspec.Struct, gc=False):
 
 
 class Extra(msgspec.Struct, gc=False):
-    """What only some jobs have. `charges`: attempts charged to the job, to crashes, to lost hosts. `ready_ns`: wall
+    """What only some jobs have. `charges`: attempts charged to the job, to crashes, to lost hosts. `ready_ns`: steady
     time before which it does not run again. `stop`: why its holder is being stopped."""
 
     charges: tuple[int, int, int] = (0, 0, 0)
@@ -46,7 +46,8 @@ class Extra(msgspec.Struct, gc=False):
 
 class Job(msgspec.Struct, gc=False):
     """An unfinished or dead-lettered job. `order`: the journal row that brought it, which is its place in the line.
-    `touched`: the last row that has to stay for it. Wall times in ns; `limit_ns` (steady): the end of this run."""
+    `touched`: the last row that has to stay for it. Wall times in ns, but steady: `submitted_mono_ns`, which its limits
+    are counted from, and `limit_ns`, the end of this run."""
 
     id: int
     options: Options
@@ -54,6 +55,7 @@ class Job(msgspec.Struct, gc=False):
     order: int
     touched: int
     submitted_ns: int
+    submitted_mono_ns: int
     state: State = State.WAITING
     attempts: int = 0
     epoch: int = 0
@@ -155,6 +157,7 @@ class QueueState:
         self.boot = 0
         self.boot_id = ""
         self.wall_minus_mono_ns = 0
+        self.at_ns = 0  # wall time of the newest row
         self.next_epoch = 0
         self.sessions_opened = 0
         self.seq = 0
@@ -198,6 +201,11 @@ def take_released(state: QueueState) -> list[BlobRef]:
 def steady_ns(state: QueueState, at_ns: int) -> int:
     """The steady time of a wall time, by the newest row that tied the two."""
     return at_ns - state.wall_minus_mono_ns
+
+
+def clocks(state: QueueState) -> tuple[str, int] | None:
+    """How the clocks lie, for a row: (boot id, wall minus steady time); None while no row has said it."""
+    return (state.boot_id, state.wall_minus_mono_ns) if state.boot_id else None
 
 
 def count_open(state: QueueState, session_number: int, change: int) -> None:

@@ -3,8 +3,10 @@ two steps. The journal is a list of encoded rows; what was not committed is lost
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -13,17 +15,19 @@ from empd.errors import FailureClass
 from empd.job import Cause, JobGroup, JobOptions, Outcome, State, Submit
 from empd.lifecycle import Exit
 from empd.queue import carry
+from empd.queue.admission import Admission
 from empd.queue.evolve import describe
 from empd.queue.machine import Queue
 from empd.queue.policy import Policy, ServicePolicy, WorkerClass
 from empd.queue.rows import Fact, Kind, decode_body
-from empd.queue.state import Offer, Worker
+from empd.queue.state import Job, Offer, Worker
 from empd.result import DoneJob, FailedJob, JobError
 
 SERVICES = ("alpha", "beta")
 CAPABILITIES = ({"memory_gb": 24}, {"memory_gb": 8, "model": ["x"]})
 _encode = msgspec.msgpack.encode
 _decode_submit = msgspec.msgpack.Decoder(Submit).decode
+_decode_options = msgspec.msgpack.Decoder(JobOptions).decode
 
 
 def policy(**changes: object) -> Policy:
@@ -75,6 +79,8 @@ class World:
         self.executions: Counter[int] = Counter()
         self.crashes_while_held: Counter[int] = Counter()
         self.cancel_asked: set[int] = set()
+        self.true_ns = 0  # time that nobody can set
+        self.submitted_true_ns: dict[int, int] = {}
         self.queue: Queue = Queue(self.policy)
         self.session_number = 0
         self.frame_number = 0
@@ -91,11 +97,12 @@ class World:
     def advance(self, seconds: float) -> None:
         self.mono_ns += int(seconds * NS_PER_S)
         self.wall_ns += int(seconds * NS_PER_S)
+        self.true_ns += int(seconds * NS_PER_S)
 
-    def set_wall_clock(self, seconds: int) -> None:
+    def set_wall_clock(self, seconds: float) -> None:
         """Somebody sets the clock; steady time goes on."""
         self.commit()
-        self.wall_ns += seconds * NS_PER_S
+        self.wall_ns += int(seconds * NS_PER_S)
         self.queue.tie_clock(self.now)
         self.commit()
 
@@ -121,11 +128,20 @@ class World:
                     if job.outcome != Outcome.DEAD:
                         self.ends[job.id] += 1
                     self.outcomes[job.id] = job.outcome
+                    if job.outcome == Outcome.EXPIRED:
+                        self._check_age(job.id, group.options)
         elif fact.kind is Kind.STOPPING:
             for item in fact.body.jobs:
                 worker = self._holder(item.id)
                 if worker is not None and worker.connected is not None:
                     self._tell_stop(worker, item.id, item.epoch, item.failure)
+
+    def _check_age(self, job_id: int, options: msgspec.Raw) -> None:
+        """What expires is as old as one of its limits says, whatever was done to the clocks and the journal."""
+        spec = _decode_options(options)
+        limit_s = min(spec.queue_timeout_s or math.inf, spec.total_timeout_s or math.inf)
+        age_s = (self.true_ns - self.submitted_true_ns[job_id]) / NS_PER_S
+        assert age_s >= limit_s - 0.2, f"job {job_id:x} expired {age_s:g} s after it came, its limit is {limit_s:g} s"
 
     def _tell_stop(self, worker: SimulatedWorker, job_id: int, epoch: int, failure: str) -> None:
         if worker.running.get(job_id, (0, ""))[0] == epoch:
@@ -139,8 +155,9 @@ class World:
         worker = self.workers.get(job.holder.name)
         return worker if worker is not None and worker.generation == job.holder.generation else None
 
-    def kill_broker(self, *, host_too: bool = False, offline_s: float = 0.0) -> None:
-        """kill -9 of the broker at this instant; what was not committed is gone. A new one replays."""
+    def kill_broker(self, *, host_too: bool = False, offline_s: float = 0.0, clock_step_s: float = 0.0) -> None:
+        """kill -9 of the broker at this instant; what was not committed is gone. A new one replays. The wall
+        clock may be set while there is no broker to see it; over a boot only back, since forward looks like time."""
         before = describe(self.queue.state) if not self.queue.pending else None
         for worker in self.workers.values():
             worker.connected = None
@@ -148,6 +165,7 @@ class World:
         if before is not None:
             assert describe(self.queue.state) == before, "replay gives the same state"
         self.advance(offline_s)
+        self.wall_ns += int(clock_step_s * NS_PER_S)
         if host_too:
             self.boot_id += "+"
             self.mono_ns = 10 * NS_PER_S
@@ -173,7 +191,11 @@ class World:
         """Trims a prefix and checks that replay still gives the same state."""
         self.commit()
         first, last = self.journal[0][0], self.journal[-1][0]
-        newest = first + int((last - first) * fraction)
+        self.trim_to(first + int((last - first) * fraction))
+
+    def trim_to(self, newest: int) -> None:
+        """Trims up to this row."""
+        first = self.journal[0][0]
         upto = carry.trim_point(self.queue.state, first, newest, (1_000_000, 1 << 30))
         carried = self.queue.carry(upto, self.now)
         for seq, at_ns, fact in carried:
@@ -202,8 +224,14 @@ class World:
         if not self.session_number:
             self.session_number = self.queue.open_session(b"token", "test", self.now).number
         session = self.queue.state.sessions[self.session_number]
+        known = set(self.queue.state.jobs)
         for raw, frame in self.unacknowledged:
             self.queue.submit(session, frame, raw, self.now)
+        self.note_new(known)
+
+    def note_new(self, known: set[int]) -> None:
+        """Jobs that are not among those known before came now."""
+        self.submitted_true_ns.update(dict.fromkeys(self.queue.state.jobs.keys() - known, self.true_ns))
 
     def acknowledge(self) -> None:
         """The pass is committed and the client has read all answers."""
@@ -385,3 +413,57 @@ class World:
         assert all(self.queue.policy.max_crashes <= self.crashes_while_held[job.id] for job in state.jobs.values())
         assert not any(group.waiting for group in self.queue.room.groups())
         assert not any(worker.held for worker in state.workers.values())
+
+
+class Bench(World):
+    """A world with one session and one worker, whose parts are called one by one."""
+
+    def __init__(self, limits: Policy | None = None, slots: int = 4) -> None:
+        super().__init__(limits)
+        self.session_number = self.queue.open_session(b"token", "test", self.now).number
+        self.start_worker("w0", slots, 0)
+        self.connect(self.workers["w0"])
+
+    @property
+    def worker(self) -> Any:
+        return self.workers["w0"].connected
+
+    def say(self, options: JobOptions | bytes, *payloads: Any, commit: bool = True) -> Admission:
+        raw_options = options if isinstance(options, bytes) else _encode(options)
+        self.frame_number += 1
+        raw = _encode(
+            Submit(self.frame_number, self.next_job, [JobGroup(msgspec.Raw(raw_options), list(payloads or [b"p"]))])
+        )
+        self.next_job += len(payloads or [b"p"])
+        session = self.queue.state.sessions[self.session_number]
+        known = set(self.jobs)
+        answer = self.queue.submit(session, _decode_submit(raw), raw, self.now)
+        self.note_new(known)
+        if commit:
+            self.commit()
+        return answer
+
+    def run(self) -> list[Job]:
+        """The worker claims; the jobs it holds then."""
+        self.claim("w0")
+        return list(self.worker.held.values())
+
+    def fail(self, job: Job, **said: Any) -> None:
+        failed = FailedJob(job.id, job.epoch, JobError(FailureClass.INTERNAL, "no"), True, **said)
+        self.workers["w0"].running.pop(job.id, None)
+        self.queue.done(self.worker, DoneFrame(failed=[failed]), self.now)
+        self.commit()
+
+    @property
+    def jobs(self) -> dict[int, Job]:
+        return self.queue.state.jobs
+
+    def rows_of(self, kind: Kind) -> list[bytes]:
+        return [body for _, _, row_kind, _, body in self.journal if row_kind == kind]
+
+
+ALPHA = JobOptions(service="alpha")
+
+
+def alpha(**said: Any) -> bytes:
+    return _encode(msgspec.structs.replace(ALPHA, **said))

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from queue_world import DoneFrame, World, policy
+from queue_world import ALPHA, Bench, DoneFrame, alpha, policy
 
 from empd.clock import NS_PER_S
 from empd.errors import FailureClass
@@ -15,68 +15,14 @@ from empd.job import Cause, JobFilter, JobGroup, JobOptions, Outcome, State, Sub
 from empd.lifecycle import Exit
 from empd.payload import FRAME_BYTES_MAX, BlobRef
 from empd.queue import deadlines, requests
-from empd.queue.admission import Admission
 from empd.queue.machine import Queue
-from empd.queue.policy import Policy
 from empd.queue.rows import Kind
-from empd.queue.state import Job, Offer, take_released
-from empd.result import DoneJob, FailedJob, JobError
+from empd.queue.state import Offer, take_released
+from empd.result import DoneJob
 from empd.wire import frames
 
 _encode = msgspec.msgpack.encode
 _decode_submit = msgspec.msgpack.Decoder(Submit).decode
-
-
-class Bench(World):
-    """A world with one session and one worker, whose parts are called one by one."""
-
-    def __init__(self, limits: Policy | None = None, slots: int = 4) -> None:
-        super().__init__(limits)
-        self.session_number = self.queue.open_session(b"token", "test", self.now).number
-        self.start_worker("w0", slots, 0)
-        self.connect(self.workers["w0"])
-
-    @property
-    def worker(self) -> Any:
-        return self.workers["w0"].connected
-
-    def say(self, options: JobOptions | bytes, *payloads: Any, commit: bool = True) -> Admission:
-        raw_options = options if isinstance(options, bytes) else _encode(options)
-        self.frame_number += 1
-        raw = _encode(
-            Submit(self.frame_number, self.next_job, [JobGroup(msgspec.Raw(raw_options), list(payloads or [b"p"]))])
-        )
-        self.next_job += len(payloads or [b"p"])
-        session = self.queue.state.sessions[self.session_number]
-        answer = self.queue.submit(session, _decode_submit(raw), raw, self.now)
-        if commit:
-            self.commit()
-        return answer
-
-    def run(self) -> list[Job]:
-        """The worker claims; the jobs it holds then."""
-        self.claim("w0")
-        return list(self.worker.held.values())
-
-    def fail(self, job: Job, **said: Any) -> None:
-        failed = FailedJob(job.id, job.epoch, JobError(FailureClass.INTERNAL, "no"), True, **said)
-        self.workers["w0"].running.pop(job.id, None)
-        self.queue.done(self.worker, DoneFrame(failed=[failed]), self.now)
-        self.commit()
-
-    @property
-    def jobs(self) -> dict[int, Job]:
-        return self.queue.state.jobs
-
-    def rows_of(self, kind: Kind) -> list[bytes]:
-        return [body for _, _, row_kind, _, body in self.journal if row_kind == kind]
-
-
-ALPHA = JobOptions(service="alpha")
-
-
-def alpha(**said: Any) -> bytes:
-    return _encode(msgspec.structs.replace(ALPHA, **said))
 
 
 # --- what may stand in a frame ---------------------------------------------------------------------------------------

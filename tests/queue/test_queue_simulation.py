@@ -78,9 +78,15 @@ class Box(RuleBasedStateMachine):
     def kill_worker(self, name: str, how: Exit) -> None:
         self.world.kill_worker(name, how)
 
-    @rule(host_too=st.sampled_from([False, False, True]), offline_s=st.sampled_from([0.0, 3.0, 30.0]))
-    def kill_broker(self, host_too: bool, offline_s: float) -> None:
-        self.world.kill_broker(host_too=host_too, offline_s=offline_s)
+    @rule(
+        host_too=st.sampled_from([False, False, True]),
+        offline_s=st.sampled_from([0.0, 3.0, 30.0]),
+        clock_step_s=st.sampled_from([0.0, -3600.0, 3600.0]),
+    )
+    def kill_broker(self, host_too: bool, offline_s: float, clock_step_s: float) -> None:
+        # Set forward while the machine is off it cannot be told from time that passed.
+        clock_step_s = min(clock_step_s, 0.0) if host_too else clock_step_s
+        self.world.kill_broker(host_too=host_too, offline_s=offline_s, clock_step_s=clock_step_s)
 
     @rule(index=st.integers(0, 100))
     def cancel(self, index: int) -> None:
@@ -91,8 +97,8 @@ class Box(RuleBasedStateMachine):
         self.world.advance(seconds)
         self.world.tick()
 
-    @rule(seconds=st.sampled_from([-3600, 3600]))
-    def set_wall_clock(self, seconds: int) -> None:
+    @rule(seconds=st.sampled_from([-3600, -0.5, 0.5, 3600]))
+    def set_wall_clock(self, seconds: float) -> None:
         self.world.set_wall_clock(seconds)
 
     @rule(fraction=st.floats(0, 1))
