@@ -32,7 +32,7 @@ class Upstream:
         self.waiting = threading.Event()
         self.base_url = ""
         self.other_url = ""
-        self.script: list[int] = []
+        self.script: list[Any] = []
 
     def reset(self) -> None:
         self.calls.clear()
@@ -137,9 +137,28 @@ def app_of(upstream: Upstream) -> Starlette:
 
         return StreamingResponse(pieces(), media_type="application/x-ndjson")
 
+    async def jobs(request: Request) -> Response:
+        """Takes work; the script says what its status is, call by call."""
+        await note(request)
+        return JSONResponse({"id": upstream.calls["/jobs"]}, 202)
+
+    async def job(request: Request) -> Response:
+        await note(request)
+        if "cancelled" in upstream.script or not upstream.script:
+            return JSONResponse({"status": "cancelled" if upstream.script else "done", "value": 7})
+        state = upstream.script[0] if upstream.script[0] == "running" else upstream.script.pop(0)
+        upstream.waiting.set()
+        return JSONResponse({"status": state, "progress": 0.5}, 404 if state == "gone" else 200)
+
+    async def cancel(request: Request) -> Response:
+        await note(request)
+        upstream.script = ["cancelled"]
+        return JSONResponse({})
+
     handlers = {
         "/echo": echo, "/scripted": scripted, "/leak": leak, "/slow": slow, "/big": big, "/cut": cut,
         "/redirect": redirect, "/token": token, "/protected": protected, "/events": events, "/lines": lines,
+        "/jobs": jobs, "/jobs/{id}": job, "/jobs/{id}/cancel": cancel,
         "/odd/{name}/x": echo,
     }  # fmt: skip
     methods = ["GET", "POST", "PUT", "DELETE"]

@@ -25,8 +25,10 @@ from empd.connectors.failures import (
 )
 from empd.connectors.protocol.circuit_breaker import CircuitOpen, CircuitState
 from empd.connectors.protocol.http import HTTPConnector
+from empd.connectors.protocol.http_poll import RUNNING, Standing, Status, SubmitAndPoll
 from empd.connectors.protocol.http_response import HTTPResponse
 from empd.connectors.protocol.verdicts import Fault, Retry, Row, VerdictTable
+from empd.connectors.upstream import UpstreamHandle
 from empd.errors import FailureClass
 
 FAST: dict[str, Any] = {"base_s": 0.001, "cap_s": 0.002}
@@ -309,3 +311,128 @@ def test_health_asks_its_path(upstream: Upstream) -> None:
         assert upstream.calls["/scripted"] == 3
 
     with_connector(upstream, use, health_path="/scripted")
+
+
+# --- submit and poll -------------------------------------------------------------------------------------------------
+
+POLLED: dict[str, Any] = {
+    "endpoint": "/jobs",
+    "status_path": "/jobs/{id}",
+    "cancel_path": "/jobs/{id}/cancel",
+    "poll_interval_s": 0.01,
+    "poll_interval_s_max": 0.02,
+}
+
+
+class Polled(SubmitAndPoll):
+    """The two methods of a service that is polled."""
+
+    def parse_status(self, response: HTTPResponse, context: Any) -> Status:
+        match response.json():
+            case {"status": "failed"}:
+                return Status(Standing.TERMINAL, error=ConnectorError("it broke upstream"))
+            case {"status": "done" | "cancelled"}:
+                return Status(Standing.TERMINAL)
+            case {"progress": fraction}:
+                return RUNNING._replace(fraction=fraction)
+        raise AssertionError
+
+    def parse_response(self, response: HTTPResponse, job: Any, context: Any) -> Any:
+        return response.json()["value"]
+
+
+def polled(upstream: Upstream, context: Any, *script: str, **config: Any) -> Any:
+    upstream.script = list(script)
+
+    def use(connector: Any) -> Any:
+        return connector.process(context.job, context)
+
+    return with_connector(upstream, use, Polled, **{**POLLED, **config})
+
+
+def checkpoints(context: Any) -> list[UpstreamHandle]:
+    found = [UpstreamHandle.decode(entry[1]) for entry in context.port.said if entry[0] == "checkpoint"]
+    return [handle for handle in found if handle is not None]
+
+
+def test_work_is_submitted_polled_and_collected(upstream: Upstream) -> None:
+    context = context_of({"x": 1})
+    assert polled(upstream, context, "busy", "busy") == 7
+    assert (upstream.calls["/jobs"], upstream.calls["/jobs/1"]) == (1, 3)
+    assert [(handle.id, handle.ended) for handle in checkpoints(context)] == [("", False), ("1", False)]
+    assert ("progress", 0.5, "", 0, 0) in context.port.said
+
+
+def test_a_successor_asks_instead_of_submitting(upstream: Upstream) -> None:
+    context = context_of({})
+    context.last_checkpoint = UpstreamHandle("http", "42").encode()
+    assert polled(upstream, context, "busy") == 7
+    assert (upstream.calls["/jobs"], upstream.calls["/jobs/42"]) == (0, 2)
+
+
+def test_a_failed_status_ends_the_poll_at_once_and_the_submission(upstream: Upstream) -> None:
+    context = context_of({})
+    with pytest.raises(ConnectorError, match="it broke upstream"):
+        polled(upstream, context, "failed", "busy")
+    assert upstream.calls["/jobs/1"] == 1
+    assert checkpoints(context)[-1].ended
+    again = context_of({})
+    again.last_checkpoint = context.last_checkpoint
+    assert again.idempotency_key != context_of({}).idempotency_key
+    assert polled(upstream, again) == 7
+    assert upstream.calls["/jobs"] == 2
+
+
+def test_an_intent_that_was_never_confirmed_is_a_doubt(upstream: Upstream) -> None:
+    context = context_of({})
+    context.last_checkpoint = UpstreamHandle("http").encode()
+    with pytest.raises(ConnectorError, match="may have arrived") as caught:
+        polled(upstream, context, retry={"repeat_in_doubt": False})
+    assert not caught.value.retry
+    assert upstream.calls["/jobs"] == 0
+    assert polled(upstream, context) == 7
+
+
+def test_with_a_key_there_is_no_doubt(upstream: Upstream) -> None:
+    context = context_of({})
+    assert polled(upstream, context, idempotency_header="X-Key") == 7
+    assert [handle.id for handle in checkpoints(context)] == ["1"]
+    assert polled(upstream, context_of({}), idempotency_header="X-Key") == 7
+
+
+def test_what_is_unknown_is_neither_running_nor_done(upstream: Upstream) -> None:
+    context = context_of({})
+    assert polled(upstream, context, "gone", "busy", "gone", "busy") == 7
+    with pytest.raises(ServiceUnavailable, match="does not know") as caught:
+        polled(upstream, context_of({}), "gone", "gone", "gone")
+    assert caught.value.retry
+
+
+def test_cancel_reaches_the_upstream_and_ends_when_it_has_stopped(upstream: Upstream) -> None:
+    async def use(connector: Polled) -> None:
+        context = context_of({})
+        upstream.script = ["running"]
+        task = asyncio.create_task(connector.process(context.job, context))
+        await asyncio.to_thread(upstream.waiting.wait, 30)
+        context.mark_stopping("cancelled")
+        await connector.cancel(context.job, context)
+        assert upstream.calls["/jobs/1/cancel"] == 1
+        await asyncio.wait_for(task, 30)
+
+    with_connector(upstream, use, Polled, **{**POLLED, "poll_interval_s": 30, "poll_interval_s_max": 30})
+
+
+def test_a_drain_leaves_the_work_upstream_alone(upstream: Upstream) -> None:
+    async def use(connector: Polled) -> None:
+        context = context_of({})
+        upstream.script = ["running"]
+        task = asyncio.create_task(connector.process(context.job, context))
+        await asyncio.to_thread(upstream.waiting.wait, 30)
+        context.mark_stopping("drain")
+        await connector.cancel(context.job, context)
+        with pytest.raises(ConnectorError, match="drain"):
+            await asyncio.wait_for(task, 30)
+        assert upstream.calls["/jobs/1/cancel"] == 0
+        assert not checkpoints(context)[-1].ended
+
+    with_connector(upstream, use, Polled, **POLLED)

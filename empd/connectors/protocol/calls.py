@@ -138,12 +138,9 @@ class Calls:
         return found
 
     def _log_circuit(self, circuit: CircuitBreaker, now_s: float) -> None:
-        self._site.log(
-            f"circuit_{circuit.state.value}",
-            service=self._site.service,
-            endpoint=circuit.name,
-            wait_s=round(circuit.wait_s(now_s), 3),
-        )
+        site, state, wait_s = self._site, circuit.state.value, round(circuit.wait_s(now_s), 3)
+        site.report(f"circuit {circuit.name}", {"state": state, "opened": circuit.opens, "open_s": wait_s})
+        site.log("service_circuit", service=site.service, endpoint=circuit.name, state=state, open_s=wait_s)
 
     def _log_retry(self, endpoint: str, trouble: Trouble, attempt: int, wait_s: float) -> None:
         self._site.log(

@@ -38,7 +38,6 @@ from empd.connectors.protocol.retry import asked_wait_s
 from empd.connectors.protocol.verdicts import COMMON, Fault, Retry, Row, Trouble, VerdictTable
 from empd.connectors.redaction import Redaction
 from empd.errors import FailureClass
-from empd.job import format_id
 
 ERROR_BYTES_MAX = 64 * 1024
 EVIDENCE_CHARS_MAX = 2_000
@@ -67,6 +66,7 @@ class HTTPConnector(Service):
     """See the module. `verdicts` is the service's table; `redact` keeps its secrets out of texts."""
 
     service_type: ClassVar[str] = "http"
+    protocol: ClassVar[str] = "http"
     Config: ClassVar[type[ConnectorConfig]] = HTTPConfig
     config: HTTPConfig
     verdicts: ClassVar[VerdictTable] = COMMON
@@ -103,9 +103,9 @@ class HTTPConnector(Service):
     @property
     def base_url(self) -> str:
         """Where the service is, without a slash at the end. Raises ServiceUnavailable when nobody said."""
-        url = self.config.base_url
+        url = self.site.endpoint or self.config.base_url
         if not url:
-            raise ServiceUnavailable(f"services.{self.site.service}.api_config: base_url is not set", retry=False)
+            raise ServiceUnavailable(f"nobody says where the service {self.site.service!r} is (base_url, base_port)")
         return url.rstrip("/")
 
     @property
@@ -157,17 +157,22 @@ class HTTPConnector(Service):
 
     async def _ask(self, job: JobView, context: Context) -> Any:
         await context.load()
-        body = await given(self.build_request_payload(job, context))
+        return await given(self.parse_response(await self.call(job, context), job, context))
+
+    async def call(self, job: JobView, context: Context) -> HTTPResponse:
+        """The main call: what `build_request_payload` gives, sent to `endpoint`, with the submission's key."""
         config = self.config
+        body = await given(self.build_request_payload(job, context))
         options: RequestOptions = {"endpoint": self._endpoint, "check": self.validate_service_response}
+        if config.idempotency_header:
+            options["idempotency_key"] = context.idempotency_key
         if config.method == "GET":
             options["params"] = query_from(body)
         elif isinstance(body, bytes):
             options["data"] = body
         else:
             options["json"] = body
-        response = await self.request(config.method, config.endpoint, context, **options)
-        return await given(self.parse_response(response, job, context))
+        return await self.request(config.method, config.endpoint, context, **options)
 
     # --- calls ---
 
@@ -232,10 +237,10 @@ class HTTPConnector(Service):
             body, headers = encoded(options["json"]), _JSON_HEADERS
         if self.config.headers or "headers" in options:
             headers = {**headers, **self.config.headers, **options.get("headers", _NONE)}
-        repeatable = options.get("repeatable", method in _REPEATABLE)
-        if self.config.idempotency_header and context is not None and method not in _REPEATABLE:
-            headers = {self.config.idempotency_header: _key(context), **headers}
-            repeatable = True
+        key = options.get("idempotency_key")
+        if key is not None:
+            headers = {**headers, self.config.idempotency_header or "Idempotency-Key": key}
+        repeatable = options.get("repeatable", key is not None or method in _REPEATABLE)
         outgoing = Outgoing(method, url, headers, body, options.get("params"), options.get("timeout"))
         return _Request(outgoing, endpoint, repeatable, options)
 
@@ -285,10 +290,6 @@ class HTTPConnector(Service):
         row = self.verdicts.of_exception(error)
         assert row is not None  # the last row takes every one of _BROKEN
         return Trouble(row, row.error(f"{request.endpoint} ({type(error).__name__})"))
-
-
-def _key(context: Context) -> str:
-    return f"{format_id(context.job_id)}-1"
 
 
 async def given(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 import aiohttp
 import msgspec
 
-from empd.connectors.base import ConnectorConfig
+from empd.connectors.base import EndpointConfig
 from empd.connectors.protocol.auth import AuthConfig
 from empd.connectors.protocol.cache import CacheConfig
 from empd.connectors.protocol.circuit_breaker import CircuitConfig
@@ -22,16 +22,15 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-class HTTPConfig(ConnectorConfig):
+class HTTPConfig(EndpointConfig):
     """The connection to one service. A connector's own `Config` extends it, and may set other defaults.
 
-    `base_url` and the `endpoint` of the main call make its address. Time-outs: to connect, between two bytes, and for
-    all of one call (0: none). `connections_max`: the pool, by default the worker's slots. `circuit` or `rate_limit`
-    null: none. `idempotency_header` names the header that carries the submission's key, where the service knows one.
+    `base_url` (or `base_port`) and the `endpoint` of the main call make its address. Time-outs: to connect, between
+    two bytes, and for all of one call (0: none). `connections_max`: the pool, by default the worker's slots. `circuit`
+    or `rate_limit` null: none. `idempotency_header` carries the submission's key, where the service knows one.
     Proxies of the environment are not used; credentials never follow a redirect to another host.
     """
 
-    base_url: str = ""
     endpoint: str = ""
     method: Method = "POST"
     headers: dict[str, str] = {}
@@ -68,6 +67,8 @@ class RequestOptions(TypedDict, total=False):
     """Values for `{name}` in the path; they are quoted."""
     endpoint: str
     """The circuit that it counts for; by default method and path as written."""
+    idempotency_key: str
+    """Sent in `idempotency_header`: `context.idempotency_key`, for the one call that a job is submitted with."""
     repeatable: bool
     """Doing it twice is the same as once. By default true for GET, HEAD, PUT, DELETE, and with an idempotency key."""
     accept: Collection[int]
