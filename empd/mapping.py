@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from empd.builtin import BUILT_IN_CONNECTORS
 from empd.checking import Report, did_you_mean, read_struct, unknown_key
 from empd.device import Device
 from empd.errors import ConfigError
 from empd.substitution import substitute
 
-BUILT_IN_CONNECTORS = ("PythonConnector", "SimulationConnector")
 """Connectors that need no entry under `connectors`."""
 
 EMBEDDED_NAME = "embedded mapping"

@@ -13,14 +13,11 @@ from typing import Any
 
 import msgspec
 
+from empd.builtin import BUILT_IN_CONNECTORS
 from empd.connectors.base import Connector, Site
 from empd.connectors.failures import describe
 
 ENTRY_POINT_GROUP = "empd.connectors"
-BUILT_IN = {
-    "SimulationConnector": "empd.connectors.service.simulation:SimulationConnector",
-    "PythonConnector": "empd.connectors.service.python_callable:PythonConnector",
-}
 
 
 class ConnectorUnavailable(Exception):
@@ -32,9 +29,9 @@ def load_class(name: str, path: str | None = None) -> type[Connector]:
 
     `path` (`module:Class`) comes first, then the built-in names, then entry points. Raises ConnectorUnavailable.
     """
-    target = path or BUILT_IN.get(name) or _entry_points().get(name)
+    target = path or BUILT_IN_CONNECTORS.get(name) or _entry_points().get(name)
     if target is None:
-        known = ", ".join(sorted({*BUILT_IN, *_entry_points()}))
+        known = ", ".join(sorted({*BUILT_IN_CONNECTORS, *_entry_points()}))
         raise ConnectorUnavailable(f"there is no connector {name!r}; give its path (module:Class), or one of: {known}")
     module_name, _, class_name = target.partition(":")
     if not class_name:
@@ -62,7 +59,7 @@ def build(cls: type[Connector], api_config: Mapping[str, Any], site: Site) -> Co
 
 def available() -> dict[str, str]:
     """Names that need no path → `module:Class`."""
-    return {**_entry_points(), **BUILT_IN}
+    return {**_entry_points(), **BUILT_IN_CONNECTORS}
 
 
 def _entry_points() -> dict[str, str]:
