@@ -20,6 +20,13 @@ import msgspec
 Report = Callable[[str, str], None]
 """Called with a key path and `what is wrong; accepted: …`."""
 
+
+def described(text: str, **constraints: Any) -> msgspec.Meta:
+    """A field's meaning, its bounds, and (`accepted`, `unit`) what problems and schema say of it."""
+    extra: dict[str, Any] = {name: constraints.pop(name) for name in ("accepted", "unit") if name in constraints}
+    return msgspec.Meta(description=text, extra=extra or None, **constraints)
+
+
 COMMENT = "//"
 """Keys that begin with this are remarks, as JSON has none of its own."""
 
@@ -174,8 +181,9 @@ def read_struct(kind: type[T], raw: Any, path: str, report: Report) -> T | None:
 def _read(annotation: Any, value: Any, path: str, report: Report) -> tuple[bool, Any]:
     bare = meta_of(annotation)[0]
     origin, inner = typing.get_origin(bare), typing.get_args(bare)
-    if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
-        result = read_struct(bare, value, path, report)
+    struct = next((option for option in _options(bare) if _is_struct(option)), None)
+    if struct is not None and (value is not None or types.NoneType not in _options(bare)):
+        result = read_struct(struct, value, path, report)
         return result is not None, result
     if origin is dict and _is_struct(inner[1]) and isinstance(value, dict):
         entries = {key: item for key, item in value.items() if not key.startswith(COMMENT)}

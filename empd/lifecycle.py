@@ -9,7 +9,7 @@ A control record is one message on the child's socketpair (`SOCK_SEQPACKET`, so 
            kind  child kind  cause  flags  slot  pad  generation    pid  status  value (signed 64 bit)
 
 The supervisor sends `UP`, `GONE`, `PICTURE_END`, `DRAIN`, `RESUME`, `RELOAD`, `STOP`; a child sends `READY`,
-`DRAINED`, `RECYCLE`, `KILL`, `RELOAD_REQUEST`, `STOP_REQUEST`.
+`DRAINED`, `RECYCLE`, `KILL`, `RELOAD_REQUEST`, `STOP_REQUEST`, `RECYCLE_SERVER`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class ChildKind(enum.IntEnum):
     WEB = 2
     TELEMETRY = 3
     WORKER = 4
+    SERVER = 5  # keeps one third-party server
 
 
 class Notice(enum.IntEnum):
@@ -51,10 +52,11 @@ class Notice(enum.IntEnum):
 
     READY = 16  # the child serves
     DRAINED = 17  # nothing runs in this child any more
-    RECYCLE = 18  # replace this child when it returns (memory limit); not a failure
-    KILL = 19  # broker → supervisor: climb the ladder on slot + generation; cause says why
+    RECYCLE = 18  # replace this child when it returns (memory limit); not a failure. To a server: ask for that
+    KILL = 19  # broker → supervisor: climb the ladder on slot + generation; cause says why. A server: on itself
     RELOAD_REQUEST = 20  # broker → supervisor: an operator asked for `reload`
     STOP_REQUEST = 21  # an operator asked for a stop with drain
+    RECYCLE_SERVER = 22  # worker → supervisor: pass RECYCLE on to the server in slot + generation
 
 
 class Exit(enum.IntEnum):
@@ -123,8 +125,9 @@ class Child(NamedTuple):
     evidence_fd: int
     settings: Any  # empd.settings.Settings
     mapping: Any  # empd.mapping.Mapping
-    worker_type: str = ""  # the mapping's worker entry, for workers
+    worker_type: str = ""  # the mapping's worker entry, for workers; the service, for servers
     device: Device | None = None
+    lap: int = 0  # which one of its kind on its GPU
 
 
 def evidence_path(runtime_dir: Path, generation: int) -> Path:

@@ -18,8 +18,17 @@ import msgspec
 
 from empd.builtin import BUILT_IN_CONNECTORS
 from empd.checking import Report, did_you_mean, read_struct, unknown_key
+from empd.checking import described as _meta
 from empd.device import Device
 from empd.errors import ConfigError
+from empd.internal import (
+    SERVERS_PER_WORKER_MAX,
+    SERVICE_NAME_CHARS_MAX,
+    InternalServer,
+    ServerInstance,
+    check_server,
+    instance_for,
+)
 from empd.substitution import substitute
 
 """Connectors that need no entry under `connectors`."""
@@ -31,11 +40,6 @@ PINNED_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$"
 _NAMES_IN_WORDS = "letters, digits, _ . and -, at most 63, not beginning with . or -"
 _IDENTIFIER_PATH = r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)?$"
-
-
-def _meta(text: str, **constraints: Any) -> msgspec.Meta:
-    extra: dict[str, Any] = {name: constraints.pop(name) for name in ("accepted", "unit") if name in constraints}
-    return msgspec.Meta(description=text, extra=extra or None, **constraints)
 
 
 class JobRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +111,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     description: str | None = None
     api_config: Annotated[dict[str, Any], _meta("The connector's own configuration.")] = {}
     telemetry_logs: tuple[TelemetryLog, ...] = ()
+    server: Annotated[InternalServer | None, _meta("How the daemon runs the server of an internal service.")] = None
     timeout_s: Annotated[float, _meta("Limit of one run; 0 is none.", ge=0)] | None = None
     progress_timeout_s: Annotated[float, _meta("A run that shows no progress this long hangs.", gt=0)] | None = None
     retries: Annotated[int, _meta("Further attempts after a fault of the job.", ge=0, le=10_000)] | None = None
@@ -124,6 +129,7 @@ class WorkerPlan(NamedTuple):
     name: str
     worker_type: str
     device: Device | None
+    lap: int = 0  # how many workers of its type are before it on the same GPU
 
 
 class RunLimits(NamedTuple):
@@ -175,20 +181,41 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
 
     def worker_plan(self, devices: list[Device]) -> list[WorkerPlan]:
         """The workers to run on these devices. GPU-bound ones are `<type>-gpu<N>` (a second one on the same GPU
-        `<type>-gpu<N>.1`), the others `<type>-<N>`."""
+        `<type>-gpu<N>.1`), the others `<type>-<N>`. Left out, `instances` is one per GPU and server on it."""
         plan: list[WorkerPlan] = []
         for name, worker in self.workers.items():
             if not worker.is_gpu_bound:
                 count = 1 if worker.instances is None else worker.instances
                 plan += [WorkerPlan(f"{name}-{i}", name, None) for i in range(count)]
             elif devices:
-                count = len(devices) if worker.instances is None else worker.instances
+                count = len(devices) * self._laps(worker) if worker.instances is None else worker.instances
                 for i in range(count):
                     lap, place = divmod(i, len(devices))
                     suffix = f".{lap}" if lap else ""
                     device = devices[place]
-                    plan.append(WorkerPlan(f"{name}-gpu{device.index}{suffix}", name, device))
+                    plan.append(WorkerPlan(f"{name}-gpu{device.index}{suffix}", name, device, lap))
         return plan
+
+    def _laps(self, worker: WorkerType) -> int:
+        servers = [self.services[name].server for name in worker.services]
+        return max((server.instances_per_gpu for server in servers if server is not None), default=1)
+
+    def server_for(self, service: str, device: Device | None, lap: int) -> ServerInstance | None:
+        """The instance of an internal service's server that a worker on this device uses; None for external ones."""
+        entry = self.services[service]
+        if entry.server is None:
+            return None
+        return instance_for(service, entry.server, device if entry.is_gpu_bound else None, lap)
+
+    def server_plan(self, devices: list[Device]) -> list[ServerInstance]:
+        """The servers that the workers on these devices use, each once, in the order of the file."""
+        wanted: dict[str, ServerInstance] = {}
+        for worker in self.worker_plan(devices):
+            for service in dict.fromkeys(self.workers[worker.worker_type].routes().values()):
+                instance = self.server_for(service, worker.device, worker.lap)
+                if instance is not None:
+                    wanted.setdefault(instance.name, instance)
+        return list(wanted.values())
 
     def job_types(self) -> dict[str, list[tuple[str, str]]]:
         """Job type → (worker type, service) that run it, in the order of the file."""
@@ -305,9 +332,24 @@ def _check_services(sections: dict[str, dict[str, Any]], report: Report) -> None
                 f"services.{name}.connector",
                 f'no connector "{service.connector}"{hint}; accepted: {", ".join(known)}',
             )
+        if service is not None:
+            _check_server(name, service, report)
     for name, entry in sections["connectors"].items():
         if entry is not None and not entry.path and name not in BUILT_IN_CONNECTORS:
             report(f"connectors.{name}.path", f'missing, and "{name}" is not built in; accepted: "module:Class"')
+
+
+def _check_server(name: str, service: Service, report: Report) -> None:
+    path = f"services.{name}"
+    if service.server is not None and service.type != "internal":
+        report(f"{path}.type", '"external", and the service has a server; accepted: "internal", or no server')
+    elif service.server is None and service.type == "internal":
+        text = 'missing; accepted: an object with at least command and base_port, or type "external" for a server that'
+        report(f"{path}.server", f"{text} somebody else runs")
+    elif service.server is not None:
+        if len(name) > SERVICE_NAME_CHARS_MAX:
+            report(path, f"too long a name for an internal service; accepted: {SERVICE_NAME_CHARS_MAX} characters")
+        check_server(f"{path}.server", service.server, service.is_gpu_bound, report)
 
 
 def _check_worker(name: str, worker: WorkerType, services: dict[str, Service | None], report: Report) -> None:
@@ -329,6 +371,9 @@ def _check_worker(name: str, worker: WorkerType, services: dict[str, Service | N
                 f'false, and its service "{service_name}" is GPU-bound; accepted: true, or a service that needs no GPU',
             )
     _check_routes(path, worker, report)
+    internal = [each for each in worker.services if (found := services.get(each)) is not None and found.server]
+    if len(internal) > SERVERS_PER_WORKER_MAX:
+        report(f"{path}.services", f"{len(internal)} internal ones; accepted: at most {SERVERS_PER_WORKER_MAX}")
     if PINNED_VARIABLE in worker.environment:
         report(f"{path}.environment.{PINNED_VARIABLE}", "set by the daemon; accepted: any other variable")
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from empd.checking import is_size
+from empd.internal import InternalServer
 from empd.mapping import ConnectorEntry, JobRoute, Service, TelemetryLog, WorkerType
 from empd.settings import SETTINGS, Setting, Settings, plain
 
@@ -16,7 +17,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SIZE_PATTERN = r"^\s*\d[\d_]*(\.\d+)?\s*([KkMmGgTt][Ii]?)?[Bb]?\s*$"
 _VARIABLE_PATTERN = r"\$\{"
 
-_MAPPING_KINDS = (WorkerType, ConnectorEntry, Service, JobRoute, TelemetryLog)
+_MAPPING_KINDS = (WorkerType, ConnectorEntry, Service, JobRoute, TelemetryLog, InternalServer)
 
 _HEAD = """\
 # empd.toml: the settings of empd, with their defaults.

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "main": {"cli"},  # empd/__main__.py
     **{leaf: {"words", leaf} for leaf in LEAVES},
     "supervisor": {"words", "memory", "supervisor"},
+    "server": {"words", "memory", "server"},
     **{room: {"words", room} | LEAVES for room in ("broker", "worker", "telemetry", "client")},
     "web": {"words", "client", "web"} | LEAVES,
     "bench": {"words", "supervisor", "broker", "worker", "telemetry", "client", "web", "bench"} | LEAVES,

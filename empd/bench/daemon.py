@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from empd.bench import processes
 from empd.client import Client
 from empd.errors import EmpdError
-from empd.supervisor.prctl import die_with_parent
+from empd.prctl import die_with_parent
 
 PLACE = "/var/tmp"
 """Where state lies unless somebody says otherwise: on a disk, where /tmp may be memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from empd.cli.codes import ExitCode
 from empd.cli.page import Page, address, directory
 from empd.client import Client
 from empd.errors import EmpdError
+from empd.supervisor.verdict import describe_status
 
 INSTANCES_TIMEOUT_S = 2.0
 
@@ -72,9 +74,28 @@ def render(found: dict[str, Any]) -> list[Any]:
     if virtual:
         lines.append(Text(f"{virtual} GPUs are virtual: stand-ins on a box without one", style="yellow"))
     lines += [_services(found), _workers(found)]
+    servers = [child for child in supervisor.get("children", ()) if child["kind"] == "server"]
+    if servers:
+        lines.append(_servers(servers))
     lines += [Text(line) for line in _reports(found["instances"])]
     lines += [Text(f"problem: {problem}", style="red") for problem in found["problems"]]
     return lines
+
+
+def _servers(servers: list[dict[str, Any]]) -> Any:
+    rows = [
+        (
+            server["name"],
+            server["state"],
+            output.duration(max(0.0, time.time() - server["since_unix_s"])),
+            str(server["server_pid"] or ""),
+            str(server["port"] or ""),
+            str(server["restarts"]),
+            f"{server['last_exit']}, {describe_status(server['last_status'])}" if server["last_exit"] else "",
+        )
+        for server in servers
+    ]
+    return output.table(("server", "state", ">for", ">pid", ">port", ">restarts", "last exit"), rows)
 
 
 def _services(found: dict[str, Any]) -> Any:

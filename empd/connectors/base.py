@@ -59,6 +59,10 @@ def _no_report(key: str, value: Any) -> None:
     """Drops a fact."""
 
 
+def _no_server(reason: str) -> None:
+    """A service without a server of the daemon's own has none to replace."""
+
+
 NO_ENDPOINTS = Endpoints()
 
 
@@ -69,6 +73,7 @@ class Site(NamedTuple):
     worker's log: `log(event, **fields)`. `logger` and `metrics` are the connector's own (it finds its logger as
     `self.log`, with all that every record says bound to it). `report(key, value)` shows a fact of the service on the
     status page until it is replaced (None takes it away): a circuit's state, what a limiter holds back.
+    `recycle_server(reason)` has the server of an internal service replaced between two jobs.
     """
 
     service: str = ""
@@ -83,6 +88,7 @@ class Site(NamedTuple):
     metrics: Meters = NO_METERS
     endpoints: Endpoints = NO_ENDPOINTS
     report: Callable[[str, Any], None] = _no_report
+    recycle_server: Callable[[str], None] = _no_server
 
     @property
     def endpoint(self) -> str:

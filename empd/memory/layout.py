@@ -35,7 +35,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from empd.lifecycle import ChildKind, Exit
 
 MAGIC = b"EMPDBRD\0"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<8sII")
 HEADER_BYTES = 1024
 SLOT_BYTES = 1024
@@ -105,7 +105,8 @@ class Activity(NamedTuple):
 class Gauges(NamedTuple):
     """How the child's GPU fares; written by telemetry. UNKNOWN (-1): the device does not report it.
 
-    `throttle_reasons` is NVML's bit set, `xid` the last one seen (0: none), `flags` telemetry's own bits.
+    `throttle_reasons` is NVML's bit set, `xid` the last one seen (0: none), `flags` telemetry's own bits,
+    `processes_memory_bytes` what this child's own processes hold of the GPU's memory (servers only).
     """
 
     at_mono_ns: int = 0
@@ -119,6 +120,7 @@ class Gauges(NamedTuple):
     ecc_errors: int = UNKNOWN
     xid: int = 0
     flags: int = 0
+    processes_memory_bytes: int = UNKNOWN
 
 
 G = TypeVar("G")
@@ -227,4 +229,4 @@ ACTIVITY: Group[Activity] = Group(
     lambda value: (*value[:-1], *value.spares),
     lambda fields: Activity._make((*fields[:-SPARES], fields[-SPARES:])),
 )
-GAUGES: Group[Gauges] = Group(768, 128, "<11q", tuple, lambda fields: Gauges(*fields))
+GAUGES: Group[Gauges] = Group(768, 128, "<12q", tuple, lambda fields: Gauges(*fields))

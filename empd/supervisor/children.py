@@ -17,12 +17,17 @@ from empd.supervisor.restart import LIVE, Goal, Life, State
 
 
 class Spec(NamedTuple):
-    """What a child is meant to be. `name` is unique; a worker has its mapping entry and perhaps a device."""
+    """What a child is meant to be. `name` is unique; a worker has its mapping entry and perhaps a device.
+
+    A server has its service as `worker_type`; while `fingerprint` stays the same, a reload leaves it alone.
+    """
 
     kind: ChildKind
     name: str
     worker_type: str = ""
     device: Device | None = None
+    lap: int = 0
+    fingerprint: str = ""
 
 
 @dataclass(slots=True)
@@ -38,6 +43,7 @@ class Member:
     control: socket.socket | None = None
     started_ns: int = 0
     ready_ns: int = 0  # 0 = this generation has not been READY
+    since_ns: int = 0  # when it came into its present state
     restarts: int = 0
     last_exit: Exit | None = None
     last_status: int = 0
@@ -58,6 +64,8 @@ class Member:
             "name": self.spec.name,
             "worker_type": self.spec.worker_type,
             "device": None if self.spec.device is None else msgspec.to_builtins(self.spec.device),
+            "lap": self.spec.lap,
+            "fingerprint": self.spec.fingerprint,
             "slot": self.slot,
             "life": [int(value) if not isinstance(value, tuple) else list(value) for value in self.life],
             "generation": self.generation,
@@ -66,6 +74,7 @@ class Member:
             "control_fd": -1 if self.control is None else self.control.fileno(),
             "started_ns": self.started_ns,
             "ready_ns": self.ready_ns,
+            "since_ns": self.since_ns,
             "restarts": self.restarts,
             "last_exit": None if self.last_exit is None else int(self.last_exit),
             "last_status": self.last_status,
@@ -82,6 +91,8 @@ class Member:
             record["name"],
             record["worker_type"],
             None if device is None else msgspec.convert(device, Device),
+            record["lap"],
+            record["fingerprint"],
         )
         state, goal, until_ns, failures, streak, opens, blamed = record["life"]
         control_fd = record["control_fd"]
@@ -95,6 +106,7 @@ class Member:
             control=None if control_fd < 0 else socket.socket(fileno=control_fd),
             started_ns=record["started_ns"],
             ready_ns=record["ready_ns"],
+            since_ns=record["since_ns"],
             restarts=record["restarts"],
             last_exit=None if record["last_exit"] is None else Exit(record["last_exit"]),
             last_status=record["last_status"],

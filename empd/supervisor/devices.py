@@ -13,9 +13,9 @@ from typing import NamedTuple, NoReturn
 
 import msgspec
 
+from empd import prctl
 from empd.device import Device, virtual_devices
 from empd.lifecycle import parent_is_gone
-from empd.supervisor import prctl
 from empd.supervisor.descriptors import close_all_but
 from empd.supervisor.signals import forget_in_child
 

@@ -9,7 +9,7 @@ from empd.lifecycle import ChildKind
 from empd.settings import Settings
 from empd.supervisor.restart import Policy
 
-_ALL = frozenset(ChildKind)
+_ALL = frozenset(ChildKind) - {ChildKind.SERVER}
 # How long a stopping worker may wait for the broker to take its last results.
 _SETTLE_S = 6.0
 
@@ -34,6 +34,13 @@ def kinds(settings: Settings) -> dict[ChildKind, Kind]:
     silence_s = max(15.0, 10 * settings.heartbeat_s)
     base = Policy(drain_s=settings.drain_s, term_grace_s=settings.term_grace_s)
     return {
+        # Its own entry in the mapping says how long it may take to start and to stop (`Plan.policy`).
+        ChildKind.SERVER: Kind(
+            "empd.server.process:main",
+            base._replace(budget=10, backoff_first_s=1.0, backoff_max_s=30.0),
+            heartbeat_s=silence_s,
+            oom_score_adj=300,
+        ),
         # Replay takes as long as the journal is long; a broker that is away holds up everybody, so it waits least.
         ChildKind.BROKER: Kind(
             "empd.broker.process:main",

@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from empd.clock import NS_PER_MS, seconds_to_ns
+from empd import prctl
+from empd.clock import NS_PER_MS, NS_PER_S, seconds_to_ns
 from empd.errors import ConfigError
 from empd.lifecycle import EXIT_OPERATOR, ChildKind, Control, Exit, Notice
 from empd.mapping import Mapping
 from empd.memory.board import Board
 from empd.settings import Settings
-from empd.supervisor import evidence, log, notify, prctl, runtime_dir, trees
+from empd.supervisor import evidence, log, notify, runtime_dir, trees
 from empd.supervisor.children import Children, Member
 from empd.supervisor.devices import Found, find
 from empd.supervisor.heartbeat import INTERVAL_NS, HeartbeatWatch
@@ -181,6 +182,13 @@ class Supervisor:
             self.warden.apply(member, Event.READY)
         elif record.notice is Notice.RECYCLE:
             self.warden.apply(member, Event.RECYCLE)
+        elif record.notice is Notice.RECYCLE_SERVER:
+            server = self.warden.children.find(record.slot, record.generation)
+            if server is not None and server.spec.kind is ChildKind.SERVER:
+                self.warden.tell(server, Control(Notice.RECYCLE))
+        elif record.notice is Notice.KILL and member.spec.kind is ChildKind.SERVER:
+            # Its keeper, which is well, says of the server that it hangs.
+            self.warden.condemn(member, Exit.HUNG, Event.HANG)
         elif member.spec.kind is not ChildKind.BROKER:
             return
         elif record.notice is Notice.KILL:
@@ -283,7 +291,7 @@ class Supervisor:
             "status": self.status_line(),
             "devices": [msgspec.to_builtins(device) for device in plan.devices],
             "devices_reason": self._devices_reason,
-            "children": [_child_status(member) for member in self.warden.children],
+            "children": [self._child_status(member) for member in self.warden.children],
         }
         path = plan.settings.runtime_dir / "supervisor.json"
         try:
@@ -292,24 +300,30 @@ class Supervisor:
         except OSError as error:
             _log.warning("%s could not be written: %s", path, error)
 
+    def _child_status(self, member: Member) -> dict[str, object]:
+        spec = member.spec
+        status: dict[str, object] = {
+            "name": spec.name,
+            "kind": spec.kind.name.lower(),
+            "slot": member.slot,
+            "state": member.life.state.name.lower(),
+            "since_unix_s": round(time.time() - (time.monotonic_ns() - member.since_ns) / NS_PER_S, 3),
+            "pid": member.pid,
+            "generation": member.generation,
+            "restarts": member.restarts,
+            "last_exit": None if member.last_exit is None else member.last_exit.name.lower(),
+            "last_status": member.last_status,
+        }
+        if spec.kind is ChildKind.SERVER:
+            activity = self._board.read(member.slot).own_activity if member.pid else None
+            server_pid, port = activity.spares[:2] if activity is not None else (0, 0)
+            status |= {"service": spec.worker_type, "server_pid": server_pid, "port": port}
+        return status
+
 
 def for_later(plan: Plan) -> Plan:
     """The plan for all starts but the first: a loss that was accepted was accepted once."""
     return plan._replace(settings=msgspec.structs.replace(plan.settings, accept_loss=False))
-
-
-def _child_status(member: Member) -> dict[str, object]:
-    return {
-        "name": member.spec.name,
-        "kind": member.spec.kind.name.lower(),
-        "slot": member.slot,
-        "state": member.life.state.name.lower(),
-        "pid": member.pid,
-        "generation": member.generation,
-        "restarts": member.restarts,
-        "last_exit": None if member.last_exit is None else member.last_exit.name.lower(),
-        "last_status": member.last_status,
-    }
 
 
 def run(

@@ -13,8 +13,10 @@ from empd.supervisor.warden import Warden
 
 _log = logging.getLogger("empd.supervisor")
 
-# The broker first: it has to know the new mapping before a worker speaks of it.
-ORDER = (ChildKind.BROKER, ChildKind.WORKER, ChildKind.TELEMETRY, ChildKind.WEB)
+# The broker first: it has to know the new mapping before a worker speaks of it. Servers before the workers that use
+# them: a worker of old lets go of a server that drains, one of the new configuration wants the new server.
+ORDER = (ChildKind.BROKER, ChildKind.SERVER, ChildKind.WORKER, ChildKind.TELEMETRY, ChildKind.WEB)
+_DRAINED = frozenset({ChildKind.WORKER, ChildKind.SERVER})
 
 
 class Rollout:
@@ -25,7 +27,8 @@ class Rollout:
         self._wanted = {spec.name: spec for spec in plan.specs}
         warden.plan = plan
         gone = [each.spec for each in warden.children if each.spec.name not in self._wanted]
-        specs = sorted((*gone, *plan.specs), key=lambda spec: ORDER.index(spec.kind))
+        changed = [spec for spec in plan.specs if not self._may_stay(spec)]
+        specs = sorted((*gone, *changed), key=lambda spec: ORDER.index(spec.kind))
         self._left = collections.deque(specs)
         self._now: Member | None = None
 
@@ -45,10 +48,15 @@ class Rollout:
             self._now = self._begin(self._left.popleft())
         return False
 
+    def _may_stay(self, spec: Spec) -> bool:
+        """A server takes minutes to start: one whose entry did not change runs on."""
+        member = self._warden.children.get(spec.name)
+        return spec.kind is ChildKind.SERVER and member is not None and member.is_live and member.spec == spec
+
     def _begin(self, spec: Spec) -> Member:
         warden = self._warden
         member = warden.children.get(spec.name)
-        leave = Event.DRAIN if spec.kind is ChildKind.WORKER else Event.STOP
+        leave = Event.DRAIN if spec.kind in _DRAINED else Event.STOP
         if member is None:
             member = warden.children.add(spec)
             warden.want(member, Goal.UP, Event.START)

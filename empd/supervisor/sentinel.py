@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import NoReturn
 
-from empd.supervisor import prctl
+from empd import prctl
 from empd.supervisor.descriptors import close_all_but
 
 _RECORD = struct.Struct("<ci")

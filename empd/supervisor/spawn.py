@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from empd import prctl
 from empd.lifecycle import Child, parent_is_gone
-from empd.supervisor import evidence, prctl
+from empd.supervisor import evidence
 from empd.supervisor.children import Spec
 from empd.supervisor.descriptors import close_all_but
 from empd.supervisor.kinds import Kind
@@ -60,7 +61,7 @@ def spawn(
             end.setblocking(False)
         child = Child(
             spec.kind, spec.name, place.slot, place.generation, theirs, place.board_fd, evidence_fd,
-            place.settings, place.mapping, spec.worker_type, spec.device,
+            place.settings, place.mapping, spec.worker_type, spec.device, spec.lap,
         )  # fmt: skip
         parent_pid = os.getpid()
         sys.stdout.flush()

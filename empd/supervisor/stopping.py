@@ -22,7 +22,11 @@ class StopStep(NamedTuple):
 
 STOP_STEPS = (
     StopStep("draining workers", frozenset({ChildKind.WORKER}), Event.DRAIN),
-    StopStep("stopping web and telemetry", frozenset({ChildKind.WEB, ChildKind.TELEMETRY}), Event.STOP),
+    StopStep(
+        "stopping servers, web and telemetry",
+        frozenset({ChildKind.SERVER, ChildKind.WEB, ChildKind.TELEMETRY}),
+        Event.STOP,
+    ),
     StopStep("stopping the broker", frozenset({ChildKind.BROKER}), Event.STOP),
 )
 

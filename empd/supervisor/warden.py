@@ -82,7 +82,7 @@ class Warden:
     def apply(self, member: Member, event: Event) -> None:
         """Something happened to the child: its life moves on, and what that takes is done."""
         before = member.life
-        policy = self.kinds[member.spec.kind].policy
+        policy = self.plan.policy(member.spec, self.kinds[member.spec.kind].policy)
         member.life, action = step(before, event, policy, time.monotonic_ns(), random.random())
         if member.life.state is not before.state:
             self._note(member, before.state, event)
@@ -313,8 +313,9 @@ class Warden:
 
     def _note(self, member: Member, before: State, event: Event) -> None:
         state = member.life.state
+        member.since_ns = time.monotonic_ns()
         if state is State.READY:
-            member.ready_ns = time.monotonic_ns()
+            member.ready_ns = member.since_ns
         level = _LEVELS.get(state, logging.DEBUG)
         wait = f" for {(member.life.until_ns - time.monotonic_ns()) / NS_PER_S:.1f} s" if state in _WAITS else ""
         _log.log(level, "%s: %s → %s on %s%s", member.spec.name, before.name, state.name, event.name, wait)

@@ -112,6 +112,15 @@ class Nvml:
             **values,
         )
 
+    def processes(self, uuid: str) -> dict[int, int]:
+        """Pid → bytes of this GPU's memory, as far as the driver tells; empty where it does not."""
+        try:
+            found = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle(uuid))
+        except pynvml.NVMLError as error:
+            self._flag(error, Flag(0))
+            return {}
+        return {each.pid: _number(each.usedGpuMemory) for each in found if each.usedGpuMemory is not None}
+
     def collect_xids(self) -> None:
         """Takes the critical errors that GPUs reported since the last call; `read` shows the last of each."""
         for _ in range(_EVENTS_MAX if self._events else 0):

@@ -7,11 +7,12 @@ due) → shutdown. It holds no socket but its control socket and no state that a
 from __future__ import annotations
 
 import logging
+import os
 import select
 
 from empd import clock, lifecycle
-from empd.lifecycle import Child, Control, Notice
-from empd.memory.board import Activity, Board, Gauges, GroupWriter
+from empd.lifecycle import Child, ChildKind, Control, Notice
+from empd.memory.board import UNKNOWN, Activity, Board, Gauges, GroupWriter
 from empd.telemetry.nvml import Flag, NoNvml, Nvml
 
 _log = logging.getLogger("empd.telemetry")
@@ -99,8 +100,11 @@ class TelemetryProcess:
             nvml.collect_xids()
         for uuid, pinned in slots.items():
             gauges = nvml.read(uuid, mono_ns) if nvml else Gauges(at_mono_ns=mono_ns, flags=Flag.UNREADABLE)
+            servers = [slot for slot in pinned if self._is_server(slot)]
+            held = _by_session(nvml.processes(uuid)) if nvml and servers else {}
             for slot in pinned:
-                self._writer(slot).write(gauges)
+                own_bytes = held.get(self._pid(slot), UNKNOWN) if slot in servers else UNKNOWN
+                self._writer(slot).write(gauges._replace(processes_memory_bytes=own_bytes))
 
     def _slots_by_uuid(self) -> dict[str, list[int]]:
         slots: dict[str, list[int]] = {}
@@ -109,6 +113,14 @@ class TelemetryProcess:
             if identity and identity.device_uuid and not identity.virtual:
                 slots.setdefault(identity.device_uuid, []).append(slot)
         return slots
+
+    def _is_server(self, slot: int) -> bool:
+        identity = self._board.read(slot).identity
+        return identity is not None and identity.kind is ChildKind.SERVER
+
+    def _pid(self, slot: int) -> int:
+        identity = self._board.read(slot).identity
+        return identity.pid if identity is not None else 0
 
     def _session(self) -> Nvml | None:
         """The session with NVML, opened anew where the last one is over; None while the library does not work."""
@@ -129,3 +141,16 @@ class TelemetryProcess:
         if slot not in self._writers:
             self._writers[slot] = self._board.writer(slot, Gauges)
         return self._writers[slot]
+
+
+def _by_session(processes: dict[int, int]) -> dict[int, int]:
+    """Session → bytes: a child leads its session, and what it has started is in it."""
+    found: dict[int, int] = {}
+    for pid, size_bytes in processes.items():
+        try:
+            session = os.getsid(pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+        if size_bytes != UNKNOWN:
+            found[session] = found.get(session, 0) + size_bytes
+    return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from empd.web import blobs, context, guard, jobs, listing, openapi, pages, problems, status, streams
+from empd.web import blobs, context, guard, jobs, listing, openapi, pages, problems, servers, status, streams
 from empd.web.context import CONTEXT, Context
 from empd.web.problems import Handler
 from empd.web.submission import JobRequest
@@ -74,6 +74,13 @@ ROUTES = (
     Route("GET", "/v1/status", status.status, {200: "everything at a glance"}),
     Route("GET", "/v1/workers", status.workers, {200: "workers"}),
     Route("GET", "/v1/services", status.services, {200: "job types"}),
+    Route(
+        "GET",
+        "/v1/services/{service}/instances/{index}/log",
+        servers.server_log,
+        {200: "the last lines of a server that the daemon runs", 400: "a bad number", 404: "no such server"},
+        {"lines": f"How many, 1 to {servers.LINES_MAX}."},
+    ),
     Route("GET", "/v1/gpus", status.gpus, {200: "devices"}),
     Route("GET", "/v1/connectors", status.connectors, {200: "connectors"}),
     Route("GET", "/v1/jobs", listing.list_jobs, {200: "a page of jobs", 400: "a bad filter"}, _FILTERS),

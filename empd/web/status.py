@@ -13,7 +13,7 @@ from empd.errors import NotRunning
 from empd.job import format_id
 from empd.lifecycle import ChildKind
 from empd.memory.board import UNKNOWN, SlotState, SlotView
-from empd.web import context, render
+from empd.web import context, render, servers
 from empd.web.jobs import reply
 from empd.web.release import version
 
@@ -140,7 +140,7 @@ def child(view: SlotView) -> dict[str, Any]:
             "job": format_id(activity.job_id) if activity.job_id else None,
             "progress": activity.progress if activity.job_id else None,
         }
-    return body
+    return body | servers.shown(view) if identity.kind is ChildKind.SERVER else body
 
 
 def _age_s(now_ns: int, then_ns: int) -> float:
@@ -191,12 +191,13 @@ def _services(ctx: context.Context, broker: dict[str, Any] | None) -> list[dict[
     for worker_name, worker in ctx.mapping.workers.items():
         for job_type, service_name in worker.routes().items():
             service = ctx.mapping.services.get(service_name)
-            body = bodies.setdefault(job_type, {"name": job_type, "worker_types": [], "connectors": []})
+            body = bodies.setdefault(job_type, {"name": job_type, "worker_types": [], "connectors": [], "servers": []})
             body["worker_types"].append(worker_name)
+            body["servers"] += [each for each in servers.instances_of(ctx, service_name) if each not in body["servers"]]
             if service is not None and service.connector not in body["connectors"]:
                 body["connectors"].append(service.connector)
     for name in said:
-        bodies.setdefault(str(name), {"name": str(name), "worker_types": [], "connectors": []})
+        bodies.setdefault(str(name), {"name": str(name), "worker_types": [], "connectors": [], "servers": []})
     facts = facts_of(ctx)
     for name, body in bodies.items():
         known = said.get(name)
@@ -232,15 +233,16 @@ def gpus_of(ctx: context.Context) -> list[dict[str, Any]]:
         if identity is None or not identity.device_uuid or not is_taken(view):
             continue
         body = found.setdefault(
-            identity.device_uuid, {"uuid": identity.device_uuid, "virtual": identity.virtual, "workers": []}
+            identity.device_uuid,
+            {"uuid": identity.device_uuid, "virtual": identity.virtual, "workers": [], "servers": []},
         )
-        body["workers"].append(identity.name)
+        body["servers" if identity.kind is ChildKind.SERVER else "workers"].append(identity.name)
         readings = view.gauges
         if readings is not None and readings.at_mono_ns:
             body |= {
                 name: None if value == UNKNOWN else value
                 for name, value in readings._asdict().items()
-                if name not in ("at_mono_ns", "flags")
+                if name not in ("at_mono_ns", "flags", "processes_memory_bytes")
             }
             body["age_s"] = _age_s(clock.now().mono_ns, readings.at_mono_ns)
     return list(found.values())

@@ -12,6 +12,7 @@ from empd.clock import NS_PER_S
 from empd.connectors.context import Context
 from empd.lifecycle import Child
 from empd.memory.board import Activity, Board
+from empd.memory.layout import SPARES
 from empd.wire.telemetry import Sample
 from empd.worker.lanes import Lanes
 from empd.worker.log import Log
@@ -30,8 +31,9 @@ class Activities:
 
     def __init__(self, child: Child, memory_bytes_max: int, on_heavy: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._board = Board.attach(child.board_fd)
-        self._writer = self._board.writer(child.slot, Activity)
+        self.board = Board.attach(child.board_fd)
+        self._leases: dict[str, int] = {}
+        self._writer = self.board.writer(child.slot, Activity)
         self._memory_bytes_max = memory_bytes_max
         self._limit_bytes = 0
         self._on_heavy = on_heavy
@@ -67,6 +69,11 @@ class Activities:
         context.moved_ns = time.monotonic_ns()
         self.note(context.moved_ns)
 
+    def lease(self, service: str, generation: int) -> None:
+        """Shows at once which generation of a service's server this worker uses; 0: none."""
+        self._leases[service] = generation
+        self._write(time.monotonic_ns())
+
     def heartbeat(self) -> None:
         """Writes now."""
         self._write(time.monotonic_ns())
@@ -81,7 +88,7 @@ class Activities:
 
     def close(self) -> None:
         """Unmaps the board."""
-        self._board.close()
+        self.board.close()
 
     def _late(self) -> None:
         self._pending = False
@@ -104,6 +111,7 @@ class Activities:
                 jobs_done=sum(tally.completed for tally in self._tallies),
                 jobs_failed=sum(tally.failed for tally in self._tallies),
                 rss_bytes=self.rss_bytes,
+                spares=(*self._leases.values(), *(0,) * (SPARES - len(self._leases))),
             )
         )
         if self._limit_bytes and self.rss_bytes > self._limit_bytes:

@@ -180,7 +180,7 @@ class Hosted:
 
     def samples(self) -> list[Sample]:
         """This service's series."""
-        health = Sample("gauge", "empd_service_health", {"service": self.name}, 0.0 if self._reason else 1.0)
+        health = Sample("gauge", "empd_service_health", {"service": self.name}, 0.0 if self.reason else 1.0)
         own = [
             Sample(each.kind, each.name, {**each.labels, "service": self.name}, each.value, each.buckets)
             for each in self.site.metrics.series()

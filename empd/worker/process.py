@@ -7,6 +7,7 @@ open, take jobs, leave (drain, recycle, stop).
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import signal
@@ -22,12 +23,14 @@ from empd.connectors.base import Site
 from empd.connectors.context import JobDetails
 from empd.connectors.meters import Meters
 from empd.errors import FailureClass
+from empd.internal import log_path
 from empd.lifecycle import Child, ChildKind, Control, Notice, receive, send
 from empd.memory.arena import Arena
 from empd.wire import codec, frames
 from empd.wire.telemetry import ServiceFacts
 from empd.worker.activity import Activities
 from empd.worker.hosted import Hosted, Plan
+from empd.worker.internal import Internal
 from empd.worker.lanes import Entry, Lanes
 from empd.worker.leaving import Leaving, Way
 from empd.worker.link import Link
@@ -37,6 +40,7 @@ from empd.worker.outcome import Outcomes
 from empd.worker.port import Port
 from empd.worker.report import METRICS_INTERVAL_S, Reporter
 from empd.worker.requests import Requests
+from empd.worker.servers import Seat
 
 OPTIONS_CACHED_MAX = 1024
 CLOSE_SHARE = 0.3
@@ -148,8 +152,19 @@ class Worker:
             metrics=Meters(),
         )
         port = Port(self._requests, self._reporter, arena, self._activities.moved, self._log.redact)
-        hosted = Hosted(name, plan, site, port, self._log)
+        hosted = self._hosted(name, plan, site, port)
         hosted.on_facts = lambda: self._reporter.facts(name, lambda: self._facts(hosted))
+        return hosted
+
+    def _hosted(self, name: str, plan: Plan, site: Site, port: Port) -> Hosted:
+        child = self._child
+        instance = child.mapping.server_for(name, child.device, child.lap)
+        if instance is None:
+            return Hosted(name, plan, site, port, self._log)
+        show_lease = functools.partial(self._activities.lease, name)
+        seat = Seat(self._activities.board, show_lease, log_path(self._settings.state_dir, instance.name))
+        hosted = Internal(name, plan, site, port, self._log)
+        hosted.attach(instance, seat, functools.partial(send, child.control))
         return hosted
 
     def _facts(self, hosted: Hosted) -> ServiceFacts:

@@ -20,7 +20,8 @@ import json, os, sys
 from pathlib import Path
 from empd.lifecycle import ChildKind
 from empd.memory.board import Board
-from empd.supervisor import prctl, spawn
+from empd import prctl
+from empd.supervisor import spawn
 from empd.supervisor.children import Spec
 from empd.supervisor.kinds import Kind
 from empd.supervisor.preload import preload

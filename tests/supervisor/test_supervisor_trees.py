@@ -14,7 +14,8 @@ import pytest
 from supervisor_children import fork_sleeper
 from supervisor_daemon import is_alive, wait_until
 
-from empd.supervisor import prctl, trees
+from empd import prctl
+from empd.supervisor import trees
 from empd.supervisor.trees import Cgroups, ProcessGroups, session_members
 
 

@@ -1,0 +1,66 @@
+"""From the mapping's entry to a running server: the exec, and what its processes weigh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from empd import prctl
+from empd.internal import ServerInstance
+from empd.lifecycle import parent_is_gone
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_EXIT_ORPHAN = 71
+_CONNECT_S = 1.0
+
+
+def launch(instance: ServerInstance, output_fd: int) -> subprocess.Popen[bytes]:
+    """Starts the server in a process group of its own, in the keeper's session; it dies with this process.
+
+    It inherits the keeper's environment (in which nothing of the service manager's is left, and its GPU is pinned)
+    and no descriptor but the three that everybody has. Raises OSError when it cannot be started.
+    """
+    server, parent_pid = instance.server, os.getpid()
+
+    def tie() -> None:
+        prctl.die_with_parent()
+        if parent_is_gone(parent_pid):
+            os._exit(_EXIT_ORPHAN)
+
+    return subprocess.Popen(
+        [instance.fill(word) for word in server.command],
+        stdin=subprocess.DEVNULL,
+        stdout=output_fd,
+        stderr=output_fd,
+        cwd=instance.fill(server.working_directory) or None,
+        env={**os.environ, **{name: instance.fill(value) for name, value in server.environment.items()}},
+        process_group=0,
+        preexec_fn=tie,  # noqa: PLW1509  no thread has been started yet
+    )
+
+
+def is_taken(port: int) -> bool:
+    """Somebody listens there already: a stranger's health would be taken for the server's."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), _CONNECT_S):
+        return True
+    return False
+
+
+def members(session: int) -> dict[int, int]:
+    """The processes of a session that are not zombies, and the bytes of memory that each has resident."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            stat = Path(f"/proc/{entry}/stat").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        # The command name may hold spaces and parentheses: fields are counted from the last ")".
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
+            found[int(entry)] = int(fields[21]) * _PAGE_BYTES
+    return found

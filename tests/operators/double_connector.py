@@ -1,0 +1,42 @@
+"""A connector to `server_double`, as an operator would write it: it talks to its own GPU's instance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+from empd.connectors.base import Service
+from empd.connectors.failures import ServiceUnavailable
+
+
+class DoubleConnector(Service):
+    """Passes the payload on. `{"recycle": reason}` has the server replaced; a broken connection is `unavailable`."""
+
+    connector_id = "double"
+    health_interval_s = 0.2
+
+    async def open(self) -> None:
+        self.session = aiohttp.ClientSession(self.site.endpoint)
+        self.is_sulking = False
+
+    async def close(self) -> None:
+        await self.session.close()
+
+    async def check_health(self) -> bool:
+        return not self.is_sulking
+
+    async def process(self, job: Any, context: Any) -> Any:
+        payload = context.payload
+        if "recycle" in payload:
+            self.site.recycle_server(payload["recycle"])
+        if payload.get("sulk"):
+            self.is_sulking = True
+        try:
+            if payload.get("facts"):
+                async with self.session.get("/facts") as answer:
+                    return {**await answer.json(), "worker": self.site.worker}
+            async with self.session.post("/work", json=payload) as answer:
+                return {**await answer.json(), "worker": self.site.worker}
+        except aiohttp.ClientError as error:
+            raise ServiceUnavailable(f"{type(error).__name__}: {error}") from error
