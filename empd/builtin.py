@@ -6,5 +6,9 @@ _SERVICE = "empd.connectors.service"
 
 BUILT_IN_CONNECTORS: dict[str, str] = {
     "PythonConnector": f"{_SERVICE}.python_callable:PythonConnector",
+    "RestAsyncConnector": f"{_SERVICE}.rest:RestAsyncConnector",
+    "RestStreamConnector": f"{_SERVICE}.rest_stream:RestStreamConnector",
+    "RestSyncConnector": f"{_SERVICE}.rest:RestSyncConnector",
+    "SSEConnector": f"{_SERVICE}.rest_stream:SSEConnector",
     "SimulationConnector": f"{_SERVICE}.simulation:SimulationConnector",
 }

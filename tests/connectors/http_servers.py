@@ -155,11 +155,33 @@ def app_of(upstream: Upstream) -> Starlette:
         upstream.script = ["cancelled"]
         return JSONResponse({})
 
+    async def poll(request: Request) -> Response:
+        """Long polling: two items a poll, up to five, then an empty list without a cursor."""
+        await note(request)
+        first = int(request.query_params.get("cursor", "0"))
+        found = [{"n": number} for number in range(first, min(first + 2, 5))]
+        return JSONResponse({"items": found, **({"cursor": first + 2} if found else {})})
+
+    async def tokens(request: Request) -> Response:
+        """As chat services stream: pieces of text, then `[DONE]`; with `fail` an error in between."""
+        await note(request)
+
+        async def pieces() -> AsyncIterator[str]:
+            for number, word in enumerate(("Hel", "lo", "!")):
+                yield f'data: {{"choices": [{{"text": "{word}"}}], "done": {number / 3}}}\n\n'
+                if "fail" in request.query_params:
+                    yield 'data: {"error": {"message": "no more", "code": "c9"}}\n\n'
+            if "short" not in request.query_params:
+                yield "data: [DONE]\n\n"
+
+        return StreamingResponse(pieces(), media_type="text/event-stream")
+
     handlers = {
         "/echo": echo, "/scripted": scripted, "/leak": leak, "/slow": slow, "/big": big, "/cut": cut,
         "/redirect": redirect, "/token": token, "/protected": protected, "/events": events, "/lines": lines,
         "/jobs": jobs, "/jobs/{id}": job, "/jobs/{id}/cancel": cancel,
-        "/odd/{name}/x": echo,
+        "/poll": poll, "/tokens": tokens,
+        "/odd/{name:path}/x": echo,
     }  # fmt: skip
     methods = ["GET", "POST", "PUT", "DELETE"]
     return Starlette(routes=[Route(path, handler, methods=methods) for path, handler in handlers.items()])

@@ -7,6 +7,7 @@ Calls.run ─ Retries ─┬─ try 1 ─ rate limit ─ concurrency ─ circuit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, TypeVar
@@ -55,23 +56,34 @@ class Calls:
         context: Context | None = None,
         *,
         repeatable: bool = True,
+        holds_slot: bool = False,
     ) -> T:
-        """What `call` returns; it raises `Trouble` for what the verdict table knows. See Retries.run."""
+        """What `call` returns; it raises `Trouble` for what the verdict table knows. See Retries.run.
+
+        `holds_slot`: the caller has entered `slot`, as its call goes on after this (a stream).
+        """
         return await self.retries.run(
-            lambda: self.once(endpoint, call, context),
+            lambda: self.once(endpoint, call, context, holds_slot=holds_slot),
             context,
             repeatable=repeatable,
             on_retry=lambda trouble, attempt, wait_s: self._log_retry(endpoint, trouble, attempt, wait_s),
         )
 
-    async def once(self, endpoint: str, call: Callable[[], Awaitable[T]], context: Context | None = None) -> T:
+    async def once(
+        self,
+        endpoint: str,
+        call: Callable[[], Awaitable[T]],
+        context: Context | None = None,
+        *,
+        holds_slot: bool = False,
+    ) -> T:
         """One try: waits for its turn, asks the circuit, calls, and tells both how it went. Raises Trouble."""
         circuit = self.circuit(endpoint)
         self.in_flight += 1
         try:
             if self.limiter is not None:
                 await self._turn(self.limiter, context)
-            if self._slots is None:
+            if self._slots is None or holds_slot:
                 return await self._through(circuit, call)
             async with self._slots:
                 return await self._through(circuit, call)
@@ -80,6 +92,10 @@ class Calls:
             raise
         finally:
             self.in_flight -= 1
+
+    def slot(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """One of the `concurrent_max` calls at a time, for as long as the context lasts."""
+        return contextlib.nullcontext() if self._slots is None else self._slots
 
     async def _through(self, circuit: CircuitBreaker | None, call: Callable[[], Awaitable[T]]) -> T:
         if circuit is None:

@@ -15,16 +15,16 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, TypeVar, Unpack
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 import orjson
 
-from empd.connectors.base import Connector, ConnectorConfig, Service, Site
+from empd.connectors.base import ConnectorConfig, Service, Site
 from empd.connectors.context import Context, JobView
-from empd.connectors.failures import InvalidInput, ServiceUnavailable
+from empd.connectors.failures import ConnectorError, InvalidInput, ServiceUnavailable
 from empd.connectors.protocol import auth
 from empd.connectors.protocol.cache import Cache
 from empd.connectors.protocol.calls import Calls, Rules
@@ -38,6 +38,8 @@ from empd.connectors.protocol.retry import asked_wait_s
 from empd.connectors.protocol.verdicts import COMMON, Fault, Retry, Row, Trouble, VerdictTable
 from empd.connectors.redaction import Redaction
 from empd.errors import FailureClass
+
+T = TypeVar("T")
 
 ERROR_BYTES_MAX = 64 * 1024
 EVIDENCE_CHARS_MAX = 2_000
@@ -72,7 +74,7 @@ class HTTPConnector(Service):
     verdicts: ClassVar[VerdictTable] = COMMON
 
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
-        Connector.__init__(self, config, site)
+        super().__init__(config, site)
         settings = self.config
         self.redact = Redaction()
         self.redact.learn([*site.secrets.values(), *auth.secrets_of(settings.auth)])
@@ -137,10 +139,7 @@ class HTTPConnector(Service):
             return True
         timeout = aiohttp.ClientTimeout(total=self.config.health_timeout_s)
         request = self._prepare("GET", self.config.health_path, None, {"timeout": timeout})
-        try:
-            await self._try(request)
-        except Trouble as trouble:
-            raise trouble.error from trouble.__cause__
+        await _final(self._try(request))
         return True
 
     async def process(self, job: JobView, context: Context) -> Any:
@@ -160,10 +159,17 @@ class HTTPConnector(Service):
         return await given(self.parse_response(await self.call(job, context), job, context))
 
     async def call(self, job: JobView, context: Context) -> HTTPResponse:
-        """The main call: what `build_request_payload` gives, sent to `endpoint`, with the submission's key."""
+        """The main call, answered by what `validate_service_response` takes."""
+        method, path, options = await self.main_request(job, context)
+        options["check"] = self.validate_service_response
+        return await self.request(method, path, context, **options)
+
+    async def main_request(self, job: JobView, context: Context) -> tuple[str, str, RequestOptions]:
+        """Method, path and options of the main call: what `build_request_payload` gives, sent to `endpoint` (as a
+        query, with GET), with the submission's key."""
         config = self.config
         body = await given(self.build_request_payload(job, context))
-        options: RequestOptions = {"endpoint": self._endpoint, "check": self.validate_service_response}
+        options: RequestOptions = {"endpoint": self._endpoint}
         if config.idempotency_header:
             options["idempotency_key"] = context.idempotency_key
         if config.method == "GET":
@@ -172,7 +178,12 @@ class HTTPConnector(Service):
             options["data"] = body
         else:
             options["json"] = body
-        return await self.request(config.method, config.endpoint, context, **options)
+        return config.method, config.endpoint, options
+
+    def answer_failure(self, body: Any) -> ConnectorError:
+        """The failure that an answer or a part of a stream tells of although its status is good."""
+        row = self.verdicts.of_code(*self.verdicts.codes(body)) or NO_RESULT
+        return row.error(self.redact(self.verdicts.message(body)), evidence=self.redact(shown(body)))
 
     # --- calls ---
 
@@ -185,8 +196,7 @@ class HTTPConnector(Service):
         """
         request = self._prepare(method, path, context, options)
         if options.get("once"):
-            once: HTTPResponse = await self._once(request, lambda: self._try(request), context)
-            return once
+            return await _final(self.calls.once(request.endpoint, lambda: self._try(request), context))
         return await self.calls.run(
             request.endpoint, lambda: self._try(request), context, repeatable=request.repeatable
         )
@@ -204,26 +214,22 @@ class HTTPConnector(Service):
         def attempt() -> Awaitable[aiohttp.ClientResponse]:
             return self._open(request)
 
-        if options.get("once"):
-            response = await self._once(request, attempt, context)
-        else:
-            response = await self.calls.run(request.endpoint, attempt, context, repeatable=request.repeatable)
         bytes_max = options.get("response_bytes_max", self.config.response_bytes_max)
-        try:
-            yield HTTPStream(response, bytes_max)
-        except _BROKEN as error:
-            trouble = self._trouble(error, request)
-            self.calls.faulty(request.endpoint, trouble)
-            raise trouble.error from error
-        finally:
-            # Unread bytes are nobody's: the connection is not used again.
-            response.close()
-
-    async def _once(self, request: _Request, call: Callable[[], Awaitable[Any]], context: Context | None) -> Any:
-        try:
-            return await self.calls.once(request.endpoint, call, context)
-        except Trouble as trouble:
-            raise trouble.error from trouble.__cause__
+        calls, endpoint = self.calls, request.endpoint
+        async with calls.slot():
+            if options.get("once"):
+                response = await _final(calls.once(endpoint, attempt, context, holds_slot=True))
+            else:
+                response = await calls.run(endpoint, attempt, context, repeatable=request.repeatable, holds_slot=True)
+            try:
+                yield HTTPStream(response, bytes_max)
+            except _BROKEN as error:
+                trouble = self._trouble(error, request)
+                calls.faulty(endpoint, trouble)
+                raise trouble.error from error
+            finally:
+                # Unread bytes are nobody's: the connection is not used again.
+                response.close()
 
     def _prepare(self, method: str, path: str, context: Context | None, options: RequestOptions) -> _Request:
         endpoint = options.get("endpoint") or f"{method} {path}"
@@ -290,6 +296,19 @@ class HTTPConnector(Service):
         row = self.verdicts.of_exception(error)
         assert row is not None  # the last row takes every one of _BROKEN
         return Trouble(row, row.error(f"{request.endpoint} ({type(error).__name__})"))
+
+
+async def _final(call: Awaitable[T]) -> T:
+    """What a call gives that is not tried again."""
+    try:
+        return await call
+    except Trouble as trouble:
+        raise trouble.error from trouble.__cause__
+
+
+def shown(value: Any) -> str:
+    """A body as evidence."""
+    return repr(value)[:EVIDENCE_CHARS_MAX]
 
 
 async def given(value: Any) -> Any:

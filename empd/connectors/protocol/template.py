@@ -52,28 +52,40 @@ class Template:
     def _compile_text(self, text: str) -> _Render:
         whole = _PLACE.fullmatch(text)
         if whole is not None and whole[1] is not None:
-            return self._place(whole[1])
-        parts: list[_Render | str] = []
+            return _place(whole[1], self._names)
+        return TextTemplate(text, self._names).render
+
+
+class TextTemplate:
+    """A template that is always a text; `escape` is applied to what a job brings (quoting, in a path)."""
+
+    def __init__(self, text: str, names: Collection[str], escape: Callable[[str], str] = str) -> None:
+        self._escape = escape
+        self._parts: list[_Render | str] = []
         end = 0
         for match in _PLACE.finditer(text):
-            parts += [text[end : match.start()], match[0][0] if match[1] is None else self._place(match[1])]
+            self._parts += [text[end : match.start()], match[0][0] if match[1] is None else _place(match[1], names)]
             end = match.end()
-        parts.append(text[end:])
-        return lambda values: "".join(part if isinstance(part, str) else _text(part(values)) for part in parts)
+        self._parts.append(text[end:])
 
-    def _place(self, text: str) -> _Render:
-        match = _NAMED.fullmatch(text)
-        if match is None or match[1] not in self._names:
-            raise ValueError(f"{{{text}}} is no place for a value; accepted: {', '.join(sorted(self._names))}")
-        name, pointer, optional = match[1], Pointer(match[2]), bool(match[3])
+    def render(self, values: Values) -> str:
+        """The text with all places filled. Raises InvalidInput for what the job does not bring."""
+        return "".join(part if isinstance(part, str) else self._escape(_text(part(values))) for part in self._parts)
 
-        def render(values: Values) -> Any:
-            found = pointer.find(values[name])
-            if found is MISSING and not optional:
-                raise InvalidInput(f"the {name} has nothing at {pointer.text}")
-            return found
 
-        return render
+def _place(text: str, names: Collection[str]) -> _Render:
+    match = _NAMED.fullmatch(text)
+    if match is None or match[1] not in names:
+        raise ValueError(f"{{{text}}} is no place for a value; accepted: {', '.join(sorted(names))}")
+    name, pointer, optional = match[1], Pointer(match[2]), bool(match[3])
+
+    def render(values: Values) -> Any:
+        found = pointer.find(values[name])
+        if found is MISSING and not optional:
+            raise InvalidInput(f"the {name} has nothing at {pointer.text}")
+        return found
+
+    return render
 
 
 def _text(value: Any) -> str:
