@@ -124,7 +124,8 @@ class Submit(Record, tag=2):
 
 
 class JobFilter(Record):
-    """Selects jobs; every field given must fit. `states`: names of `State`. `limit` rows from `cursor` on."""
+    """Selects jobs; every field given must fit. `states`: names of `State`. `limit` jobs behind (`cursor`, `after`),
+    the place that the answer before this one ended at."""
 
     service: str | None = None
     states: list[str] | None = None
@@ -134,6 +135,7 @@ class JobFilter(Record):
     worker: str | None = None
     cursor: int = 0
     limit: int = 100
+    after: int = 0
 
 
 class AssignedJob(Record):

@@ -29,7 +29,8 @@ from empd.wire.codec import decode_client_frame, encode
 
 ASK_MAX = 20_000
 BULK_MAX = 50_000
-"""Jobs that one Cancel or Retry by filter applies to, so that the answer fits into a frame."""
+"""Jobs that one Cancel or Retry by filter applies to, so that its answer fits into a frame and its pass does not take
+long. The answer then says where the next one goes on."""
 WATCHERS_MAX = 64
 """Connections that are told of one job's end beside its owner; others ask."""
 SUBMIT_FRAME_BYTES_MAX = FRAME_BYTES_MAX
@@ -209,14 +210,16 @@ class ClientDesk:
 
     def _selected(
         self, ids: list[int], wanted: JobFilter | None, states: tuple[State, ...]
-    ) -> tuple[list[int], dict[str, list[int]]]:
-        """The ids that a bulk verb applies to, and for its answer, where more fit than one applies to, the next."""
+    ) -> tuple[list[int], dict[str, Any]]:
+        """The ids that a bulk verb applies to, and where more fit than one applies to, for its answer, the next one and
+        the place to go on behind."""
         if ids or wanted is None:
             return ids, {}
-        fitting = (job.id for job in requests.select(self._queue.state, wanted) if job.state in states)
+        fitting = (job for job in requests.select(self._queue.state, wanted) if job.state in states)
         found = list(islice(fitting, BULK_MAX))
-        more = list(islice(fitting, 1))
-        return found, {"more": more} if more else {}
+        more = [job.id for job in islice(fitting, 1)]
+        following = {"more": more, **requests.place(found[-1])._asdict()} if more else {}
+        return [job.id for job in found], following
 
     def _cancel(self, identity: bytes, session: Session, frame: frames.Cancel, now: Instant) -> None:
         ids, more = self._selected(frame.ids, frame.filter, tuple(State))
@@ -237,8 +240,9 @@ class ClientDesk:
         self._reply(identity, frame.request, {"retried": retried, "not_dead": skipped, **more})
 
     def _list(self, identity: bytes, session: Session, frame: frames.List, now: Instant) -> None:
-        jobs, cursor = requests.listing(self._queue.state, frame.filter)
-        self._reply(identity, frame.request, {"jobs": [msgspec.structs.asdict(job) for job in jobs], "cursor": cursor})
+        jobs, last = requests.listing(self._queue.state, frame.filter)
+        following = {"cursor": None} if last is None else last._asdict()
+        self._reply(identity, frame.request, {"jobs": [msgspec.structs.asdict(job) for job in jobs], **following})
 
     # --- the box ---
 

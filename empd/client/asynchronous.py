@@ -17,9 +17,10 @@ from empd.client.blocking import (
     REQUEST_TIMEOUT_S,
     WINDOW,
 )
+from empd.client.bulk import Bulk
 from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history, find_keys, no_answer
-from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
+from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed
 from empd.client.payloads import Payloads
 from empd.client.submissions import JOBS_PER_FRAME
 from empd.errors import FailureClass, NotRunning, Refused
@@ -138,19 +139,24 @@ class AsyncClient:
                 yield listed(row)
             if body.get("cursor") is None:
                 return
-            selected.cursor = body["cursor"]
+            selected.cursor, selected.after = body["cursor"], body["after"]
 
     async def cancel(
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
     ) -> dict[str, list[str]]:
         """Asks to stop jobs, by id or by filters. Returns what `Client.cancel` does."""
-        return named_ids(await self._request(selection(frames.Cancel, jobs, dry_run, filters)))
+        return await self._bulk(Bulk(frames.Cancel, jobs, dry_run, filters))
 
     async def retry(
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
     ) -> dict[str, list[str]]:
         """Gives dead-lettered jobs another chance. Returns what `Client.retry` does."""
-        return named_ids(await self._request(selection(frames.Retry, jobs, dry_run, filters)))
+        return await self._bulk(Bulk(frames.Retry, jobs, dry_run, filters))
+
+    async def _bulk(self, bulk: Bulk) -> dict[str, list[str]]:
+        while (make := bulk.following()) is not None:
+            bulk.answered(await self._request(make))
+        return bulk.found
 
     async def operate(self, verb: str, workers: Iterable[str] = ()) -> dict[str, Any]:
         """An operator's verb: `drain`, `resume`, `reload` or `stop`, for some workers or for all."""

@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
+from empd.client.bulk import Bulk
 from empd.client.channel import Channel
 from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history, find_keys, no_answer
 from empd.client.jobs import JobHandle, JobSet, deadline_after
-from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed, named_ids, selection
+from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed
 from empd.client.payloads import Payloads
 from empd.client.pump import Pump
 from empd.client.submissions import JOBS_PER_FRAME
@@ -169,21 +170,26 @@ class Client:
             yield from map(listed, body["jobs"])
             if body.get("cursor") is None:
                 return
-            selected.cursor = body["cursor"]
+            selected.cursor, selected.after = body["cursor"], body["after"]
 
     def cancel(
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
     ) -> dict[str, list[str]]:
         """Asks to stop jobs, by id or by filters (fields of JobFilter). Returns ids under `cancelled`, `cancelling`
         (they end when their work has stopped) and `unknown` (ended, or never here); `would_cancel` for a dry run."""
-        return named_ids(self._request(selection(frames.Cancel, jobs, dry_run, filters)))
+        return self._bulk(Bulk(frames.Cancel, jobs, dry_run, filters))
 
     def retry(
         self, jobs: Iterable[Identified | str | int] = (), *, dry_run: bool = False, **filters: Any
     ) -> dict[str, list[str]]:
         """Gives dead-lettered jobs another chance. Returns ids under `retried` and `not_dead`; `would_retry` for a
         dry run."""
-        return named_ids(self._request(selection(frames.Retry, jobs, dry_run, filters)))
+        return self._bulk(Bulk(frames.Retry, jobs, dry_run, filters))
+
+    def _bulk(self, bulk: Bulk) -> dict[str, list[str]]:
+        while (make := bulk.following()) is not None:
+            bulk.answered(self._request(make))
+        return bulk.found
 
     def operate(self, verb: str, workers: Iterable[str] = ()) -> dict[str, Any]:
         """An operator's verb: `drain`, `resume`, `reload` or `stop`, for some workers or for all."""

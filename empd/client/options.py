@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol, TypedDict
 
@@ -10,10 +10,9 @@ import msgspec
 
 from empd import job
 from empd.errors import FailureClass, ProtocolError, Refused
-from empd.record import Record
 from empd.result import JobError, JobStatus
 from empd.wire import codec
-from empd.wire.frames import Cancel, JobFilter, JobOptions, Retry
+from empd.wire.frames import JobOptions
 
 CACHED_OPTIONS_MAX = 256
 OPTIONS_BYTES_MAX = 64 * 1024
@@ -54,25 +53,6 @@ def as_number(one: Identified | str | int) -> int:
     if isinstance(one, int):
         return one
     return job.parse_id(one) if isinstance(one, str) else one.number
-
-
-def selection(
-    verb: type[Cancel | Retry], jobs: Iterable[Identified | str | int], dry_run: bool, filters: Mapping[str, Any]
-) -> Callable[[int], Record]:
-    """Makes the frame that selects jobs by id or by filters (fields of JobFilter).
-
-    Raises ValueError when neither is given, TypeError for an unknown filter.
-    """
-    ids = [as_number(one) for one in jobs]
-    selected = JobFilter(**filters) if filters else None
-    if not ids and selected is None:
-        raise ValueError("name jobs, or give a filter: an empty selection would mean all of them")
-    return lambda number: verb(number, ids, selected, dry_run)
-
-
-def named_ids(body: Mapping[str, list[int]]) -> dict[str, list[str]]:
-    """The answer to Cancel and Retry, with ids as people see them."""
-    return {name: [job.format_id(number) for number in ids] for name, ids in body.items()}
 
 
 def listed(row: Mapping[str, Any]) -> JobStatus:

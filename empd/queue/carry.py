@@ -133,7 +133,7 @@ def restore_carry(
     state.next_epoch = max(state.next_epoch, body.next_epoch)
     state.sessions_opened = max(state.sessions_opened, body.sessions_opened)
     state.drained = frozenset(body.drained)
-    for carried in body.jobs:
+    for carried in sorted(body.jobs, key=lambda carried: carried.id):
         job = state.jobs.pop(carried.id, None)
         if job is None:
             job = _restore_job(state, room, options, carried, at)

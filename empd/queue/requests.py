@@ -63,10 +63,27 @@ def retry(state: QueueState, ids: Iterable[int]) -> tuple[list[Fact], list[int]]
     return ([Fact(Kind.RETRIED, Ids(dead))] if dead else []), dead
 
 
+class Place(NamedTuple):
+    """Where a job stands among all: the last row that has to stay for it, then its id. Jobs are kept in this order, and
+    one only ever moves to the end (when it is carried), so that whoever goes on behind a place leaves none out,
+    whatever became of the job that stood there."""
+
+    cursor: int
+    after: int
+
+
+def place(job: Job) -> Place:
+    """The place of a job."""
+    return Place(job.touched, job.id)
+
+
 def select(state: QueueState, wanted: JobFilter) -> Iterator[Job]:
-    """Jobs that fit a filter, in the order of their rows. Raises ValueError on an unknown state name."""
+    """Jobs that fit a filter, behind its place. Raises ValueError on an unknown state name."""
     states = _states(wanted.states)
+    cursor, after = wanted.cursor, wanted.after
     for job in state.jobs.values():
+        if job.touched < cursor or (job.touched == cursor and job.id <= after):
+            continue
         if states is not None and job.state not in states:
             continue
         spec = job.options.spec
@@ -93,17 +110,17 @@ def _states(names: list[str] | None) -> set[State] | None:
     return {known[name] for name in names}
 
 
-def listing(state: QueueState, wanted: JobFilter) -> tuple[list[JobStatus], int | None]:
-    """One page of the jobs that fit, and the cursor of the next (None: this was the last). Cursors are row orders
-    joined with a count, so that a page neither repeats nor skips jobs that stay."""
+def listing(state: QueueState, wanted: JobFilter) -> tuple[list[JobStatus], Place | None]:
+    """One page of the jobs that fit, and the place it ends at (None: this was the last). No job that stays is left out
+    by the next page; one that was carried in between is named twice."""
     limit = max(1, min(wanted.limit, LIST_MAX))
     page: list[JobStatus] = []
+    last: Place | None = None
     size = 0
-    for position, job in enumerate(select(state, wanted)):
-        if position < wanted.cursor:
-            continue
+    for job in select(state, wanted):
         if len(page) == limit or (page and size >= LIST_BYTES):
-            return page, position
+            return page, last
+        last = place(job)
         page.append(status(state, job))
         size += status_bytes(page[-1])
     return page, None

@@ -151,7 +151,7 @@ class Consumer(msgspec.Struct, gc=False):
 
 class QueueState:
     """Everything. `jobs`, `sessions`, `keys` and `connector_states` are kept in the order of `touched`, which is what
-    trimming walks along."""
+    trimming walks along; jobs of one row in the order of their ids, which is what listing goes on by."""
 
     def __init__(self) -> None:
         self.boot = 0

@@ -106,12 +106,12 @@ class Gateway:
         """What the broker knows of jobs: handles of the ended, the state of the others (`unknown` among them)."""
         return await self._open().look(ids, self._patience_s)
 
-    async def page(self, selected: JobFilter) -> tuple[list[Any], int | None]:
-        """One page of unfinished jobs, and the cursor of the next one."""
+    async def page(self, selected: JobFilter) -> tuple[list[Any], tuple[int, int] | None]:
+        """One page of unfinished jobs, and the place (cursor, after) that the next one goes on behind."""
         body = await self._ask(lambda number: frames.List(number, selected))
         if not isinstance(body, dict) or not isinstance(body.get("jobs"), list):
             return [], None
-        return body["jobs"], body.get("cursor")
+        return body["jobs"], None if body.get("cursor") is None else (body["cursor"], body["after"])
 
     async def cancel(self, ids: list[int]) -> Any:
         """Asks to stop jobs."""

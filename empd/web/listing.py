@@ -1,6 +1,6 @@
 """GET /v1/jobs: the broker's unfinished jobs first, then history's ended ones, page by page.
 
-A cursor is opaque to the client: `b…` goes on in the broker's list, `h…` in history.
+A cursor is opaque to the client: `b….…` goes on in the broker's list, `h…` in history.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LIVING = [state.name.lower() for state in State if state is not State.DEAD]
 UNFINISHED = {state.name.lower() for state in State}
 ENDED = {outcome.label: outcome for outcome in Outcome}
 _PLAIN = ("service", "customer_id", "workflow_id", "worker")
-_CURSOR = re.compile(r"([bh])(\d{1,19})", re.ASCII)
+_CURSOR = re.compile(r"b(\d{1,19})\.(\d{1,20})|h(\d{1,19})", re.ASCII)
 _KNOWN = {*_PLAIN, "state", "limit", "cursor"}
 
 
@@ -50,7 +50,7 @@ class Wanted:
         self.ended = [ENDED[state] for state in states if state in ENDED]
         self.any_state = not states
         self.limit = _limit(query.get("limit"))
-        self.place, self.cursor = _cursor(query.get("cursor"))
+        self.place, self.cursor, self.after = _cursor(query.get("cursor"))
 
     @property
     def wants_unfinished(self) -> bool:
@@ -70,6 +70,7 @@ class Wanted:
             labels=self.labels or None,
             cursor=self.cursor,
             limit=self.limit,
+            after=self.after,
         )
 
     def history_filter(self, outcome: int | None) -> Filter:
@@ -105,13 +106,14 @@ def _limit(text: str | None) -> int:
     return int(text)
 
 
-def _cursor(text: str | None) -> tuple[str, int]:
+def _cursor(text: str | None) -> tuple[str, int, int]:
+    """In which list the page goes on, from where, and in the broker's list after which job."""
     if text is None:
-        return "", 0
+        return "", 0, 0
     match = _CURSOR.fullmatch(text)
-    if match is None or int(match[2]) >= 1 << 63:
+    if match is None or int(match[1] or match[3]) >= 1 << 63 or int(match[2] or 0) >= 1 << 64:
         raise invalid("query.cursor", "what an earlier page returned as `cursor`")
-    return match[1], int(match[2])
+    return text[0], int(match[1] or match[3]), int(match[2] or 0)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
@@ -130,7 +132,7 @@ async def list_jobs(request: web.Request) -> web.Response:
             jobs, following, error = [], None, str(problem)
         bodies = [unfinished(job) for job in jobs]
         if following is not None:
-            return reply({"jobs": bodies, "cursor": f"b{following}", "broker_error": error})
+            return reply({"jobs": bodies, "cursor": "b{}.{}".format(*following), "broker_error": error})
     cursor: str | None = None
     if wanted.wants_ended:
         if len(bodies) >= wanted.limit:

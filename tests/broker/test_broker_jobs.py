@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from broker_process import RawBroker, RawClient, RawWorker, group
 
@@ -363,13 +364,21 @@ def test_retry_by_filter_touches_only_the_dead(broker: RawBroker) -> None:
 
 def pages(client: RawClient, limit: int, **fields: Any) -> list[int]:
     found: list[int] = []
-    cursor: int | None = 0
-    while cursor is not None:
-        body = client.ask(frames.List, JobFilter(cursor=cursor, limit=limit, **fields))
-        assert len(body["jobs"]) <= limit
-        found += [job["id"] for job in body["jobs"]]
-        cursor = body["cursor"]
+    wanted: JobFilter | None = JobFilter(limit=limit, **fields)
+    while wanted is not None:
+        page, wanted = one_page(client, wanted)
+        assert len(page) <= limit
+        found += page
     return found
+
+
+def one_page(client: RawClient, wanted: JobFilter) -> tuple[list[int], JobFilter | None]:
+    """The ids on it, and what asks for the next one."""
+    body = client.ask(frames.List, wanted)
+    ids = [job["id"] for job in body["jobs"]]
+    if body["cursor"] is None:
+        return ids, None
+    return ids, msgspec.structs.replace(wanted, cursor=body["cursor"], after=body["after"])
 
 
 @pytest.mark.parametrize("limit", [1, 7, 10, 1000])
@@ -377,6 +386,20 @@ def test_pages_neither_skip_nor_repeat(broker: RawBroker, limit: int) -> None:
     client = broker.client()
     ids = client.accepted(*[group(b"\xc0", b"\xc0") for _ in range(10)])
     assert pages(client, limit) == ids
+
+
+def test_jobs_cancelled_between_pages_make_none_left_out(broker: RawBroker) -> None:
+    client = broker.client()
+    ids = client.accepted(*[group(b"\xc0", b"\xc0") for _ in range(10)])
+    found, following = one_page(client, JobFilter(limit=6))
+    assert following is not None
+    client.ask(frames.Cancel, found)
+    second, following = one_page(client, following)
+    assert following is not None
+    client.ask(frames.Cancel, ids[11:14])  # the last of that page, and two that were not on one yet
+    third, following = one_page(client, following)
+    assert found + second + third == ids[:12] + ids[14:20]
+    assert following is None
 
 
 def test_filters_select(broker: RawBroker) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from box import wait_until
 from broker_process import RawBroker, RawWorker, group
 
+from empd.broker import clients
 from empd.broker.clients import WATCHERS_MAX, ClientDesk, Host, Means
+from empd.client.bulk import Bulk
 from empd.clock import NS_PER_S, Instant
 from empd.errors import FailureClass
-from empd.job import JobFilter
+from empd.job import JobFilter, format_id
+from empd.lifecycle import Exit
 from empd.payload import FRAME_BYTES_MAX
 from empd.queue.machine import Queue
 from empd.queue.policy import Policy, ServicePolicy, WorkerClass
+from empd.queue.state import Offer
 from empd.wire import frames
 from empd.wire.codec import decode_for_client, encode
 
@@ -27,11 +32,13 @@ def test_a_bulk_cancel_of_very_many_jobs_is_answered_in_frames_that_fit(broker: 
     would = client.ask(frames.Cancel, [], JobFilter(service="echo"), True)["would_cancel"]
     assert 0 < len(would) < total
     cancelled: set[int] = set()
+    wanted = JobFilter(service="echo")
     while len(cancelled) < total:
-        reply = client.ask(frames.Cancel, [], JobFilter(service="echo"))
+        reply = client.ask(frames.Cancel, [], wanted)
         assert reply["cancelled"]
         cancelled.update(reply["cancelled"])
         assert bool(reply.get("more")) == (len(cancelled) < total)
+        wanted.cursor, wanted.after = reply.get("cursor", 0), reply.get("after", 0)
     while len(client.told()) + len(cancelled) < total:
         pass
     assert client.ask(frames.Status)["jobs"]["unfinished"] == 0
@@ -101,8 +108,8 @@ def test_a_client_that_says_good_bye_leaves_no_subscription(broker: RawBroker) -
 class Desk:
     """A desk whose outbox keeps what it is given."""
 
-    def __init__(self) -> None:
-        policy = Policy(services={"echo": ServicePolicy()}, classes=(WorkerClass(("echo",), {}),))
+    def __init__(self, **limits: Any) -> None:
+        policy = Policy(services={"echo": ServicePolicy()}, classes=(WorkerClass(("echo",), {}),), **limits)
         self.queue = Queue(policy)
         self.now = Instant(1_000 * NS_PER_S, 1_700_000_000 * NS_PER_S)
         self.queue.start("boot", "test", self.now)
@@ -172,6 +179,61 @@ def test_watchers_of_a_job_are_bounded() -> None:
         desk.say(identity, frames.Ask(1, [owner.session << 32 | 1]))
     [watching] = desk.desk._watchers.values()
     assert len(watching) == WATCHERS_MAX
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_bulk_cancel_goes_on_behind_what_it_has_named(monkeypatch: pytest.MonkeyPatch, dry_run: bool) -> None:
+    """Jobs that are only being stopped, or named by a dry run, stay where they are."""
+    monkeypatch.setattr(clients, "BULK_MAX", 4)
+    desk = Desk()
+    welcome = desk.say(b"c", frames.ClientHello(1))
+    desk.say(b"c", frames.Submit(1, 1, [group(*[b"\xc0"] * 10)]))
+    worker, _ = desk.queue.hello("w-0", 1, [], desk.now)
+    desk.queue.offer(worker, 6, {"echo": Offer(6)}, "")
+    assert desk.queue.claim(worker, desk.now) is not None
+    bulk = Bulk(frames.Cancel, [], dry_run, {"service": "echo"})
+    requests = 0
+    while (make := bulk.following()) is not None:
+        requests += 1
+        assert requests <= 3
+        bulk.answered(desk.say(b"c", make(requests)).body)
+    ids = [format_id(welcome.session << 32 | number) for number in range(1, 11)]
+    if dry_run:
+        assert bulk.found == {"would_cancel": ids}
+    else:
+        assert bulk.found == {"cancelling": ids[:6], "cancelled": ids[6:], "unknown": []}
+
+
+def test_a_bulk_retry_goes_on_until_every_dead_letter_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "BULK_MAX", 4)
+    desk = Desk(max_crashes=1)
+    desk.say(b"c", frames.ClientHello(1))
+    desk.say(b"c", frames.Submit(1, 1, [group(*[b"\xc0"] * 10)]))
+    worker, _ = desk.queue.hello("w-0", 1, [], desk.now)
+    desk.queue.offer(worker, 10, {"echo": Offer(10)}, "")
+    assert desk.queue.claim(worker, desk.now) is not None
+    desk.queue.gone(worker.key, Exit.CRASHED, "", desk.now)
+    assert desk.queue.state.dead == 10
+    bulk = Bulk(frames.Retry, [], False, {"service": "echo"})
+    while (make := bulk.following()) is not None:
+        bulk.answered(desk.say(b"c", make(1)).body)
+    assert len(bulk.found["retried"]) == 10
+    assert desk.queue.state.dead == 0
+
+
+def test_very_many_ids_go_in_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("empd.client.bulk.IDS_PER_REQUEST", 4)
+    desk = Desk()
+    welcome = desk.say(b"c", frames.ClientHello(1))
+    desk.say(b"c", frames.Submit(1, 1, [group(*[b"\xc0"] * 10)]))
+    ids = [welcome.session << 32 | number for number in range(1, 13)]
+    bulk = Bulk(frames.Cancel, ids, False, {})
+    requests = 0
+    while (make := bulk.following()) is not None:
+        requests += 1
+        bulk.answered(desk.say(b"c", make(requests)).body)
+    assert requests == 3
+    assert (len(bulk.found["cancelled"]), len(bulk.found["unknown"])) == (10, 2)
 
 
 def test_the_largest_answers_are_frames() -> None:

@@ -381,6 +381,8 @@ class World:
             unfinished = job_id in state.jobs
             assert unfinished != bool(self.ends[job_id]), f"job {job_id:x} is lost or both ended and unfinished"
         assert all(count == 1 for count in self.ends.values()), "a job ends once"
+        places = [(job.touched, job.id) for job in state.jobs.values()]
+        assert places == sorted(places), "what lists jobs page by page, and what trims, goes by this order"
         epochs = [job.epoch for job in state.jobs.values() if job.epoch]
         assert len(epochs) == len(set(epochs)), "epochs do not repeat"
         for worker in state.workers.values():

@@ -209,16 +209,14 @@ class BrokerDouble:
         found = [
             job
             for number, job in sorted(self.jobs.items())
-            if number > wanted.cursor
+            if number > wanted.after
             and wanted.service in (None, job.service)
             and (wanted.states is None or job.state in wanted.states)
         ]
         page = found[: wanted.limit]
-        cursor = page[-1].id if len(found) > len(page) else None
-        self._send(
-            identity,
-            frames.Reply(frame.request, {"jobs": [msgspec.structs.asdict(job) for job in page], "cursor": cursor}),
-        )
+        following = {"cursor": 1, "after": page[-1].id} if len(found) > len(page) else {"cursor": None}
+        body = {"jobs": [msgspec.structs.asdict(job) for job in page], **following}
+        self._send(identity, frames.Reply(frame.request, body))
 
     def _cancel(self, identity: bytes, frame: frames.Cancel) -> None:
         named = [number for number in frame.ids if number in self.jobs]
