@@ -56,8 +56,10 @@ types: $(READY)
 unit: system $(READY) $(WHEELS)/.ready
 	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
 
+# Every scenario, in full size; the page is .bench/index.html.
 bench: $(READY)
-	@$(BIN)/python -m empd.bench
+	@mkdir -p .bench
+	@$(BIN)/empd bench --json .bench/empd.jsonl --report .bench
 
 # etc/empd.toml, from the table of settings.
 samples: $(READY)
@@ -74,5 +76,5 @@ lock: $(READY)
 	@touch $(READY)
 
 clean:
-	@rm -rf $(VENV) build dist .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	@rm -rf $(VENV) build dist .demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

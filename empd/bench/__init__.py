@@ -1,9 +1,7 @@
-"""Scenarios of the whole daemon, measured: `python -m empd.bench`.
+"""Scenarios of the whole daemon, measured: the room behind `empd bench`.
 
-command    the command line: which scenarios, in which size
-scenarios  the table of them
-throughput, latency, backlog, claim, recovery, broker_loss, idle, startup    one scenario each
-daemon     starts a daemon of its own       floors     what the machine itself can do, in the same run
-figures    a measured value, and statistics report     JSON lines and a table
-machine    where it was measured
+scenarios  the table of them; scenario/ has a file for each       run       measures a plan, one line a figure
+running    a daemon that runs      daemon    one of the bench's own     floors, echo    what the machine itself can do
+figures    a value and its bound   histogram HDR                        verdict         whether two differ
+compare    files, commits          report, plots    one page of HTML    machine         where it was measured
 """

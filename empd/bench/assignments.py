@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
-from empd.bench.daemon import BenchError, Daemon
+from empd.bench.running import BenchError, Running
 from empd.client import Client
 from empd.errors import EmpdError
 from empd.queue import rows
@@ -30,7 +30,7 @@ class Assignment(NamedTuple):
 class Assignments:
     """The claims of a daemon from now on, read by a client and a thread of their own."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Running) -> None:
         self._daemon = daemon
         self._seen: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
 
@@ -67,3 +67,7 @@ class Assignments:
             if fits(found):
                 return found
         raise BenchError(f"waited {limit_s:g} s in vain for {what}")
+
+    def of_later_boot(self, boot: int, what: str, limit_s: float) -> Assignment:
+        """The next claim that a successor of the broker with this boot number decided. Raises BenchError."""
+        return self.next(lambda one: one.boot > boot, what, limit_s)

@@ -12,51 +12,38 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from empd.bench import processes
-from empd.client import Client
+from empd.bench.running import LIMIT_S, BenchError, Running, wait_until
 from empd.errors import EmpdError
 from empd.prctl import die_with_parent
+from empd.settings import Settings
 
 PLACE = "/var/tmp"
 """Where state lies unless somebody says otherwise: on a disk, where /tmp may be memory."""
 
-READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-_LOOK_INTERVAL_S = 0.002
 _LOG_TAIL_CHARS = 2000
 
-T = TypeVar("T")
 
+class Where(NamedTuple):
+    """What a scenario measures: daemons of its own with their state under `place`, or the one that is `running`."""
 
-class BenchError(EmpdError):
-    """A scenario could not be measured."""
+    place: str = PLACE
+    running: Running | None = None
 
-
-class Child(NamedTuple):
-    """One process of the daemon, by the supervisor's account."""
-
-    name: str
-    kind: str
-    pid: int
-    generation: int
-    state: str
-
-
-def wait_until(condition: Callable[[], T], what: str, limit_s: float = READY_TIMEOUT_S) -> T:
-    """Looks every 2 ms until the condition gives something true, and returns that. Raises BenchError at the limit."""
-    deadline_s = time.monotonic() + limit_s
-    pause = threading.Event()
-    while not (found := condition()):
-        if time.monotonic() > deadline_s:
-            raise BenchError(f"waited {limit_s:g} s in vain for {what}")
-        pause.wait(_LOOK_INTERVAL_S)
-    return found
+    @contextlib.contextmanager
+    def daemon(self, mapping: dict[str, Any], **settings: Any) -> Iterator[Running]:
+        """The running one as it is, or one of its own with this mapping and these settings."""
+        if self.running is not None:
+            yield self.running
+        else:
+            with Daemon(mapping, self.place, **settings) as own:
+                yield own
 
 
 def noop_mapping(workers: int = 2, credit: int = 512) -> dict[str, Any]:
@@ -72,12 +59,13 @@ def mapping_of(services: dict[str, dict[str, Any]], **worker: Any) -> dict[str, 
     }
 
 
-class Daemon:
+class Daemon(Running):
     """One daemon from `with` to the block's end. Settings are as shipped, but for directories, port and GPUs."""
 
     def __init__(self, mapping: dict[str, Any], place: str = PLACE, **settings: Any) -> None:
         # Paths of unix sockets are short, so the runtime directory is not beside the state.
-        self.runtime_dir = Path(tempfile.mkdtemp(prefix="empd-bench-", dir="/tmp"))
+        self._directory = Path(tempfile.mkdtemp(prefix="empd-bench-", dir="/tmp"))
+        super().__init__(f"ipc://{self._directory}/run/empd.sock")
         self.state_dir = Path(tempfile.mkdtemp(prefix="empd-bench-", dir=place))
         self.settings = {"gpus": "none", "http": "127.0.0.1:0", **settings}
         self._log_path = self.state_dir / "daemon.log"
@@ -86,6 +74,11 @@ class Daemon:
         self._workers = sum(worker.get("instances", 1) for worker in mapping["workers"].values())
         self._process: subprocess.Popen[bytes] | None = None
         self.ready_s = 0.0
+
+    @property
+    def volatile_dir(self) -> Path:
+        """Where its volatile blobs lie."""
+        return Settings(state_dir=self.state_dir, runtime_dir=self.runtime_dir).volatile_dir
 
     def __enter__(self) -> Self:
         try:
@@ -106,13 +99,13 @@ class Daemon:
             path.unlink(missing_ok=True)
             notify.bind(str(path))
             self._process = self._spawn(str(path))
-            self._await_ready(notify, begun_s + READY_TIMEOUT_S)
+            self._await_ready(notify, begun_s + LIMIT_S)
             self.ready_s = time.monotonic() - begun_s
         wait_until(self._serves, f"all workers\n{self._log_tail()}")
 
     def _spawn(self, notify_path: str) -> subprocess.Popen[bytes]:
         arguments = [sys.executable, "-m", "empd", "run", "--mapping", str(self._mapping_path)]
-        arguments += ["--state-dir", str(self.state_dir / "state"), "--runtime-dir", str(self.runtime_dir / "run")]
+        arguments += ["--state-dir", str(self.state_dir / "state"), "--runtime-dir", str(self.runtime_dir)]
         for name, value in self.settings.items():
             arguments += [f"--{name.replace('_', '-')}", str(value)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EMPD_")}
@@ -145,49 +138,28 @@ class Daemon:
     def _log_tail(self) -> str:
         return self._log_path.read_text(errors="replace")[-_LOG_TAIL_CHARS:] if self._log_path.exists() else ""
 
-    # --- talking to it ---
-
-    @property
-    def endpoint(self) -> str:
-        """Where clients connect."""
-        return f"ipc://{self.runtime_dir}/run/empd.sock"
-
-    def client(self, **options: Any) -> Client:
-        """A client, as any user makes one."""
-        return Client(self.endpoint, **options)
-
-    def children(self) -> list[Child]:
-        """The processes under the supervisor."""
-        status = self.runtime_dir / "run" / "supervisor.json"
-        fields = ("name", "kind", "pid", "generation", "state")
-        return [Child(*(child[field] for field in fields)) for child in json.loads(status.read_text())["children"]]
-
-    def child(self, name: str) -> Child:
-        """The living child of this name."""
-
-        def living() -> Child | None:
-            found = [child for child in self.children() if child.name == name and child.pid]
-            return found[0] if found and processes.exists(found[0].pid) else None
-
-        return wait_until(living, f"a living {name}")  # type: ignore[return-value]
-
-    def pids(self) -> dict[str, list[int]]:
-        """All its processes by kind: supervisor, broker, web, worker, and what the supervisor's table does not name."""
-        assert self._process is not None
-        found = {"supervisor": [self._process.pid]}
-        for child in self.children():
-            if child.pid:
-                found.setdefault(child.kind, []).append(child.pid)
-        named = {pid for pids in found.values() for pid in pids}
-        found["sentinel"] = [pid for pid in processes.descendants(self._process.pid) if pid not in named]
-        return found
-
-    def cpu_s(self) -> dict[str, float]:
-        """CPU seconds used so far, by kind of process, and by this one (`client`)."""
-        used = {kind: sum(map(processes.cpu_s, pids)) for kind, pids in self.pids().items()}
-        return {**used, "client": processes.cpu_s(os.getpid())}
-
     # --- its end ---
+
+    def kill_box(self) -> None:
+        """Ends every process at once, as a power cut does, and takes what a reboot takes: the runtime directory."""
+        pids = [pid for found in self.pids().values() for pid in found]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._reap(pids)
+        shutil.rmtree(self.runtime_dir)
+
+    def kill_supervisor(self) -> None:
+        """kill -9 of the supervisor; returns when all its processes have gone, as they must."""
+        pids = [pid for found in self.pids().values() for pid in found]
+        assert self._process is not None
+        self._process.kill()
+        self._reap(pids)
+
+    def _reap(self, pids: list[int]) -> None:
+        assert self._process is not None
+        self._process.wait(STOP_TIMEOUT_S)
+        wait_until(lambda: not any(map(processes.exists, pids)), "every process to end", STOP_TIMEOUT_S)
 
     def close(self) -> None:
         """Stops it, in the hard way when it does not stop, and removes its directories."""
@@ -199,5 +171,5 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 process.kill()  # its children die with it (PDEATHSIG)
                 process.wait()
-        for directory in (self.runtime_dir, self.state_dir):
+        for directory in (self._directory, self.state_dir):
             shutil.rmtree(directory, ignore_errors=True)

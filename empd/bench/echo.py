@@ -1,6 +1,6 @@
-"""The other end of the raw ZeroMQ echo: a Python ROUTER loop in a process of its own.
+"""The other end of the raw ZeroMQ echo: a Python ROUTER loop in a process of its own; or a broker before it.
 
-python -m empd.bench.echo ENDPOINT
+python -m empd.bench.echo ENDPOINT [BACKEND]
 """
 
 from __future__ import annotations
@@ -15,11 +15,27 @@ def serve(endpoint: str) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(endpoint)
         while True:
-            identity, message = router.recv_multipart()
-            router.send_multipart((identity, message))
-            if not message:
+            message = router.recv_multipart()
+            router.send_multipart(message)
+            if not message[-1]:
                 return
 
 
+def forward(endpoint: str, backend: str) -> None:
+    """The least broker: from clients to the one that serves at `backend`, and back. Passes the empty message on."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as front, context.socket(zmq.DEALER) as back:
+        front.bind(endpoint)
+        back.connect(backend)
+        poller = zmq.Poller()
+        poller.register(front, zmq.POLLIN)
+        poller.register(back, zmq.POLLIN)
+        while True:
+            for socket, _ in poller.poll():
+                message = socket.recv_multipart()
+                (back if socket is front else front).send_multipart(message)
+                if socket is back and not message[-1]:
+                    return
+
+
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:]) if len(sys.argv) == 2 else forward(*sys.argv[1:])

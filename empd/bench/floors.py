@@ -12,12 +12,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from statistics import median
 from typing import Self
 
+import msgspec
 import zmq
 
-from empd.bench.daemon import PLACE, BenchError
+from empd.bench.daemon import PLACE, Where
 from empd.bench.figures import Figure, median_of, percentile
+from empd.bench.running import BenchError
+from empd.prctl import die_with_parent
 
 MESSAGE = bytes(100)
 ROW = bytes(200)
@@ -25,26 +29,31 @@ _ECHO_TIMEOUT_MS = 10_000
 
 
 class Echo:
-    """A DEALER that talks to a Python ROUTER loop in another process, over ipc."""
+    """A DEALER that talks to a Python ROUTER loop in another process, over ipc; `brokered`: through the least broker
+    in a third process, so that a message makes the way of a job, client, broker, worker, and back."""
+
+    def __init__(self, brokered: bool = False) -> None:
+        self._brokered = brokered
 
     def __enter__(self) -> Self:
         self._directory = tempfile.mkdtemp(prefix="empd-bench-", dir="/tmp")
-        endpoint = f"ipc://{self._directory}/echo"
+        server, broker = (f"ipc://{self._directory}/{name}" for name in ("echo", "broker"))
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.connect(endpoint)
-        self._process = subprocess.Popen([sys.executable, "-m", "empd.bench.echo", endpoint])
+        self._socket.connect(broker if self._brokered else server)
+        self._processes = [_other_end(server)] + ([_other_end(broker, server)] if self._brokered else [])
         self._socket.rcvtimeo = _ECHO_TIMEOUT_MS
         self.round_trip_ns()  # returns when the other end is there
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.send(b"")
-        try:
-            self._process.wait(_ECHO_TIMEOUT_MS / 1000)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for process in self._processes:
+            try:
+                process.wait(_ECHO_TIMEOUT_MS / 1000)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self._context.destroy(linger=0)
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -57,6 +66,13 @@ class Echo:
         except zmq.Again:
             raise BenchError("the echo process does not answer") from None
         return time.perf_counter_ns() - begun_ns
+
+
+def _other_end(*endpoints: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "empd.bench.echo", *endpoints],
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # made before this process has a second thread
+    )
 
 
 class Commit:
@@ -84,10 +100,30 @@ class Commit:
         return time.perf_counter_ns() - begun_ns
 
 
-def measure(rounds: int, place: str = PLACE) -> Iterator[Figure]:
-    """Both floors, by turns."""
-    with Echo() as echo, Commit(place) as commit:
-        pairs = [(echo.round_trip_ns() / 1e3, commit.once_ns() / 1e3) for _ in range(rounds)]
+RUNS = 10
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """Echoes and commits in each run."""
+
+    rounds: int = 500
+    runs: int = RUNS
+
+
+QUICK = Size(rounds=100, runs=5)
+
+
+def measure(size: Size, where: Where) -> Iterator[Figure]:
+    """`floor.zmq_echo`, `.zmq_brokered_echo`, `.sqlite_commit`, in µs, by turns; a sample is a run's median."""
+    with Echo() as echo, Echo(brokered=True) as brokered, Commit(where.place) as commit:
+        probes = {
+            "floor.zmq_echo": echo.round_trip_ns,
+            "floor.zmq_brokered_echo": brokered.round_trip_ns,
+            "floor.sqlite_commit": commit.once_ns,
+        }
+        runs = [[[probe() / 1e3 for probe in probes.values()] for _ in range(size.rounds)] for _ in range(size.runs)]
     settings = {"transport": "ipc", "message_bytes": len(MESSAGE), "row_bytes": len(ROW), "synchronous": "FULL"}
-    for name, samples in zip(("floor.zmq_echo", "floor.sqlite_commit"), zip(*pairs, strict=True), strict=True):
-        yield median_of(name, "µs", samples, details={"p99": percentile(samples, 99)}, settings=settings)
+    for index, name in enumerate(probes):
+        by_run = [[turn[index] for turn in turns] for turns in runs]
+        p99 = percentile([sample for run in by_run for sample in run], 99)
+        yield median_of(name, "µs", [median(run) for run in by_run], details={"p99_us": p99}, settings=settings)

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "reload": Entry("empd.cli.operate:reload", "Read the configuration again, replacing workers one by one."),
     "config": Entry("empd.cli.config:config", "Check, show and describe the configuration."),
     "journal": Entry("empd.cli.journal:journal", "Verify or export the journal."),
+    "bench": Entry("empd.cli.bench:bench", "Measure the daemon, compare two runs, make a report."),
     "version": Entry("empd.cli.version:version", "Print the version."),
 }
 

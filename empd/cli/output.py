@@ -28,6 +28,12 @@ _STYLES = {
     "cancelling": "yellow",
     "assigned": "cyan",
     "delayed": "magenta",
+    "met": "green",
+    "missed": "red",
+    "machine too small": "yellow",
+    "better": "green",
+    "worse": "red",
+    "not shown": "yellow",
 }
 
 

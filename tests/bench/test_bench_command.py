@@ -1,4 +1,4 @@
-"""`python -m empd.bench` as it is called."""
+"""`empd bench` as it is called."""
 
 from __future__ import annotations
 
@@ -9,107 +9,172 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from empd.bench import command, processes, scenarios
-from empd.bench.daemon import wait_until
+from empd.bench import processes, scenarios
+from empd.bench.daemon import Where
 from empd.bench.figures import Figure, Scenario, Target, median_of
+from empd.bench.running import wait_until
+from empd.cli import bench as command
+from empd.cli.codes import ExitCode
 
 README = (Path(__file__).parents[2] / "bench" / "README.md").read_text("utf-8")
-FULL, QUICK = object(), object()
+EMPD = [sys.executable, "-m", "empd", "bench"]
+FULL, QUICK = scenarios.SCENARIOS["idle"].full, scenarios.SCENARIOS["idle"].quick
 
 
-def planted(size: object, place: str) -> Iterator[Figure]:
-    """A scenario that is fast, and misses its target in the full size."""
-    yield median_of("planted", "ms", [1.0 if size is QUICK else 9.0], target=Target(5), settings={"place": place})
+def planted(size: object, where: Where) -> Iterator[Figure]:
+    """A scenario that is fast, and misses its bound in the full size."""
+    endpoint = where.running.endpoint if where.running else ""
+    settings = {"place": where.place, "endpoint": endpoint, "parts": size.parts}  # type: ignore[attr-defined]
+    yield median_of("planted", "ms", [1.0 if size == QUICK else 9.0], target=Target(5), settings=settings)
+
+
+def floor(_: object, where: Where) -> Iterator[Figure]:
+    yield median_of("floor", "µs", [1.0])
 
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
-    monkeypatch.setattr(command, "FLOOR_ROUNDS", 3)
-    monkeypatch.setattr(command, "FLOOR_ROUNDS_QUICK", 3)
+    monkeypatch.setitem(scenarios.SCENARIOS, "floors", Scenario("floors", "planted", floor, FULL, QUICK))
     monkeypatch.setitem(scenarios.SCENARIOS, "idle", Scenario("idle", "planted", planted, FULL, QUICK))
+    monkeypatch.setitem(
+        scenarios.SCENARIOS, "latency", Scenario("latency", "planted", planted, FULL, QUICK, on_running=True)
+    )
     return CliRunner()
 
 
-def lines(text: str) -> dict[str, dict[str, object]]:
-    return {line["name"]: line for line in map(json.loads, text.splitlines())}
+def called(runner: CliRunner, *arguments: str, code: int = ExitCode.OK) -> Result:
+    result = runner.invoke(command.bench, arguments, standalone_mode=False)
+    assert result.exception is None, result.exception
+    assert result.return_value == code, result.output
+    return result
+
+
+def lines(path: Path) -> dict[str, dict[str, Any]]:
+    return {line["name"]: line for line in map(json.loads, path.read_text().splitlines())}
 
 
 def test_floors_come_first_and_every_line_says_where(runner: CliRunner, tmp_path: Path) -> None:
-    result = runner.invoke(command.bench, ["idle", "--place", str(tmp_path)], standalone_mode=False)
-    assert result.exception is None
-    found = lines(result.stdout)
-    assert list(found) == ["floor.zmq_echo", "floor.sqlite_commit", "planted"]
+    file, place = tmp_path / "run.jsonl", tmp_path / "state"
+    place.mkdir()
+    result = called(runner, "-s", "idle", "--place", str(place), "--json", str(file))
+    found = lines(file)
+    assert list(found) == ["floor", "planted"]
     assert all(line["machine"] == found["planted"]["machine"] for line in found.values())
-    assert found["planted"]["met"] is False
-    assert found["planted"]["settings"] == {"place": str(tmp_path)}
+    assert (found["planted"]["verdict"], found["planted"]["scenario"]) == ("missed", "idle")
+    assert found["planted"]["settings"]["place"] == str(place)
+    assert "planted" in result.stdout
+    assert "≤ 5" in result.stdout
+    assert list(place.iterdir()) == [], "nothing is left where state lay"
+
+
+def test_lines_on_standard_output_have_it_alone(runner: CliRunner) -> None:
+    result = called(runner, "-s", "idle", "--quick", "--json", "-")
+    assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["floor", "planted"]
     assert "planted" in result.stderr
-    assert list(tmp_path.iterdir()) == [], "nothing is left where state lay"
 
 
-@pytest.mark.parametrize(("flags", "code"), [([], 0), (["--strict"], 1), (["--strict", "--quick"], 0)])
-def test_a_missed_target_fails_only_when_asked(runner: CliRunner, flags: list[str], code: int) -> None:
-    result = runner.invoke(command.bench, ["idle", *flags], standalone_mode=False)
-    assert result.exception is None
-    assert result.return_value == code
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [([], ExitCode.OK), (["--strict"], ExitCode.FAILED), (["--strict", "--quick"], ExitCode.OK)],
+)
+def test_a_missed_bound_fails_only_when_asked(runner: CliRunner, flags: list[str], code: int) -> None:
+    called(runner, "-s", "idle", *flags, code=code)
 
 
-def test_the_module_lists_its_scenarios() -> None:
-    ended = subprocess.run([sys.executable, "-m", "empd.bench", "--list"], capture_output=True, text=True, check=True)
+def test_a_running_daemon_is_measured_by_what_can_be_measured_there(runner: CliRunner, tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    called(runner, "-s", "latency", "--endpoint", "ipc:///somewhere/empd.sock", "--json", str(file))
+    assert lines(file)["planted"]["settings"]["endpoint"] == "ipc:///somewhere/empd.sock"
+    result = runner.invoke(command.bench, ["-s", "idle", "--endpoint", "ipc:///somewhere/empd.sock"])
+    assert "leave out --endpoint" in str(result.exception)
+    result = runner.invoke(command.bench, ["--endpoint", "tcp://elsewhere:1"])
+    assert "not a local endpoint" in result.stderr
+
+
+def test_two_files_are_compared(runner: CliRunner, tmp_path: Path) -> None:
+    full, quick = str(tmp_path / "full.jsonl"), str(tmp_path / "quick.jsonl")
+    called(runner, "-s", "idle", "--json", full)
+    called(runner, "-s", "idle", "--quick", "--json", quick)
+    result = called(runner, "compare", full, quick, "--json")
+    found = {one["name"]: one for one in json.loads(result.stdout)}
+    assert found["planted"]["ratio"]["value"] == pytest.approx(1 / 9)
+    assert found["planted"]["verdict"] == "not shown", "one run each shows nothing"
+    shown = called(runner, "compare", full, quick, "-s", "idle").stdout
+    assert "planted" in shown
+    assert "floor" not in shown
+
+
+def test_a_page_is_made_of_files(runner: CliRunner, tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    called(runner, "-s", "idle", "--json", str(file))
+    called(runner, "report", str(file), "--into", str(tmp_path / "page"), code=None)  # type: ignore[arg-type]
+    assert "planted" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_it_lists_its_scenarios() -> None:
+    ended = subprocess.run([*EMPD, "--list"], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in ended.stdout.splitlines()] == list(scenarios.SCENARIOS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_bench_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "empd.bench", "idle", "--place", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        [*EMPD, "-s", "idle", "--place", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     bench = psutil.Process(process.pid)
+
+    def daemon() -> list[psutil.Process]:
+        try:
+            found = [child for child in bench.children() if "--runtime-dir" in child.cmdline()]
+            return found if found and len(found[0].children(recursive=True)) >= 5 else []
+        except psutil.Error:
+            return []  # one of the floors' processes ended in this moment
+
     try:
-        wait_until(lambda: process.poll() is not None or len(bench.children(recursive=True)) >= 6, "its daemon")
+        wait_until(lambda: process.poll() is not None or daemon(), "its daemon")
         assert process.poll() is None, process.communicate()[1].decode()
+        [supervisor] = daemon()
         family = bench.children(recursive=True)
-        [supervisor] = bench.children()
         arguments = supervisor.cmdline()
         runtime_dir = Path(arguments[arguments.index("--runtime-dir") + 1]).parent
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
     finally:
         process.kill()
-    wait_until(lambda: not any(processes.exists(child.pid) for child in family), "all of them to end", 10)
+    wait_until(lambda: not any(processes.exists(child.pid) for child in family), "all of them to end", 30)
     assert b"Traceback" not in said
     if number is signal.SIGKILL:
         shutil.rmtree(runtime_dir)
     else:
-        assert process.returncode == 130
+        assert process.returncode == ExitCode.INTERRUPTED
         assert not runtime_dir.exists()
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_is_not_there_is_refused() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "empd.bench", "--place", "/no/such/place"], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2
-    assert "/no/such/place" in ended.stderr
-
-
-def test_an_unknown_scenario_is_one_line_and_no_traceback() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "empd.bench", "nonsense"], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2
-    assert "nonsense" in ended.stderr
-    assert "throughput" in ended.stderr
-    assert "Traceback" not in ended.stderr
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(["--place", "/no/such/place"], "/no/such/place"), (["-s", "nonsense"], "throughput")]
+)
+def test_a_wrong_call_is_one_line_and_no_traceback(arguments: list[str], named: str) -> None:
+    ended = subprocess.run([*EMPD, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == ExitCode.USAGE
+    assert named in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_the_page_tells_of_every_scenario() -> None:
     for name in scenarios.SCENARIOS:
         assert f"`{name}`" in README
+
+
+def test_heavy_modules_wait_until_they_are_needed() -> None:
+    code = (
+        "import sys, empd.cli.bench; print([name for name in ('matplotlib', 'hdrh', 'numpy') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"

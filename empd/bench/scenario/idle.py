@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 
 from empd.bench import processes
-from empd.bench.daemon import Daemon, noop_mapping, wait_until
+from empd.bench.daemon import Daemon, Where, noop_mapping
 from empd.bench.figures import Figure, Target, median_of
+from empd.bench.running import rest
 
-CPU_TARGET = Target(1.0)
+CPU_TARGET = Target(0.5)
 MEMORY_TARGET = Target(30.0)
 _MIB = 1 << 20
 
@@ -30,12 +31,12 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 QUICK = Size(parts=2, part_s=2.0, settle_s=1.0)
 
 
-def measure(size: Size, place: str) -> Iterator[Figure]:
+def measure(size: Size, where: Where) -> Iterator[Figure]:
     """`idle.cpu` in percent of one core, `memory.worker` in MiB."""
     settings = {**msgspec.to_builtins(size), "workers": 2, "gpus": "none"}
-    with Daemon(noop_mapping(), place) as daemon:
+    with Daemon(noop_mapping(), where.place) as daemon:
         yield _worker_memory(daemon, settings)
-        _rest(size.settle_s)
+        rest(size.settle_s)
         yield _cpu(daemon, size, settings)
 
 
@@ -46,7 +47,7 @@ def _worker_memory(daemon: Daemon, settings: dict[str, Any]) -> Figure:
     details = {
         "rss_mib": median([info.rss / _MIB for info in found]),
         "pss_mib": median([info.pss / _MIB for info in found]),
-        "daemon_pss_mib": sum(processes.memory(pid).pss for pids in daemon.pids().values() for pid in pids) / _MIB,
+        "daemon_pss_mib": daemon.pss_bytes() / _MIB,
     }
     return median_of("memory.worker", "MiB", uss, target=MEMORY_TARGET, details=details, settings=settings)
 
@@ -54,7 +55,7 @@ def _worker_memory(daemon: Daemon, settings: dict[str, Any]) -> Figure:
 def _cpu(daemon: Daemon, size: Size, settings: dict[str, Any]) -> Figure:
     looks = [_used(daemon)]
     for _ in range(size.parts):
-        _rest(size.part_s)
+        rest(size.part_s)
         looks.append(_used(daemon))
     samples = [
         100 * (sum(after[1].values()) - sum(before[1].values())) / (after[0] - before[0])
@@ -79,8 +80,3 @@ def _used(daemon: Daemon) -> tuple[float, dict[str, float]]:
     used = daemon.cpu_s()
     used.pop("client")
     return time.monotonic(), used
-
-
-def _rest(seconds: float) -> None:
-    until_s = time.monotonic() + seconds
-    wait_until(lambda: time.monotonic() >= until_s, "time to pass", seconds + 60)

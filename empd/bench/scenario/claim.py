@@ -1,4 +1,4 @@
-"""The claim alone, on the pure queue in this process: beside a million jobs that the asker cannot run, and beside none.
+"""The claim alone, on the pure queue in this process: beside a million other jobs, and beside none.
 
 Two queues take turns. Each round submits ten jobs for the asker and times ten claims of one.
 """
@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from empd.bench.figures import Figure, Target, median_of, percentile
+from empd.bench.daemon import Where
+from empd.bench.figures import Figure, Plot, Target, median_of, percentile
 from empd.clock import NS_PER_S, Instant
 from empd.job import JobGroup, JobOptions, Submit
 from empd.queue.machine import Queue
@@ -32,16 +33,21 @@ _POLICY = Policy(
 )
 
 
+PLOTS = (Plot("A claim beside many, against beside ten", "waiting", "others", log_x=True),)
+KINDS = ("own", "other_service", "requirement_sets", "customers")
+
+
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs waiting in the full queue, the asker's ten included; rounds in each run."""
+    """Jobs waiting in the full queue, the asker's ten included; rounds in each run; how many sets of requirements,
+    or customers, the others have."""
 
-    waiting: int = 1_000_000
-    rounds: int = 200
+    waiting: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)
+    rounds: int = 100
     runs: int = 5
-    requirement_sets: int = 1000
+    sets: int = 1000
 
 
-QUICK = Size(waiting=100_000, rounds=50, runs=2)
+QUICK = Size(waiting=(1000, 100_000), rounds=30, runs=3)
 
 
 class Bench:
@@ -68,7 +74,7 @@ class Bench:
 
     def round(self) -> list[int]:
         """Ten jobs for the asker, and the times of its claims, in ns."""
-        self.submit(JobOptions(service="mine"), MINE)
+        self.submit(JobOptions(service="mine", priority=60), MINE)
         samples = []
         for _ in range(MINE):
             begun_ns = time.perf_counter_ns()
@@ -91,30 +97,40 @@ def _only(claim: Any) -> tuple[int, int]:
     return job.id, job.epoch
 
 
-def others(kind: str, requirement_sets: int) -> list[JobOptions]:
-    """Options of jobs that the asker cannot run: of another service, or of its own with requirements it fails."""
-    if kind == "other_service":
-        return [JobOptions(service="other")]
-    return [JobOptions(service="mine", requirements={"memory_gb": need + 1}) for need in range(requirement_sets)]
+def others(kind: str, sets: int) -> list[JobOptions]:
+    """Options of the jobs beside the asker's ten: `own` are its too, but come later; all else it cannot run, being of
+    another service (one customer's, or `sets` customers'), or of its own with requirements that it does not meet."""
+    match kind:
+        case "own":
+            return [JobOptions(service="mine", priority=0)]
+        case "other_service":
+            return [JobOptions(service="other")]
+        case "customers":
+            return [JobOptions(service="other", customer_id=f"customer {number}") for number in range(sets)]
+    return [JobOptions(service="mine", requirements={"memory_gb": need + 1}) for need in range(sets)]
 
 
-def measure(size: Size, place: str) -> Iterator[Figure]:
-    """`claim.queue.<why the others cannot be run>`: the median claim, as a ratio to the one in the empty queue."""
-    for kind in ("other_service", "requirement_sets"):
+def measure(size: Size, where: Where) -> Iterator[Figure]:
+    """`claim.queue.<kind of the others>.<n>`: the median claim, as a ratio to the one in the empty queue."""
+    for kind in KINDS:
         full, empty = Bench(), Bench()
-        kinds = others(kind, size.requirement_sets)
-        for index, left in enumerate(range(size.waiting - MINE, 0, -FRAME_JOBS)):
-            full.submit(kinds[index % len(kinds)], min(left, FRAME_JOBS))
-        # As the broker does: what waits is not looked at by every collection.
-        gc.collect()
-        gc.freeze()
-        try:
-            yield _figure(f"claim.queue.{kind}", full, empty, size)
-        finally:
-            gc.unfreeze()
+        kinds = others(kind, size.sets)
+        waiting = MINE
+        for total in size.waiting:
+            for index, left in enumerate(range(total - waiting, 0, -FRAME_JOBS)):
+                full.submit(kinds[index % len(kinds)], min(left, FRAME_JOBS))
+            waiting = total
+            # As the broker does: what waits is not looked at by every collection.
+            gc.collect()
+            gc.freeze()
+            try:
+                yield _figure(kind, total, (full, empty), size)
+            finally:
+                gc.unfreeze()
 
 
-def _figure(name: str, full: Bench, empty: Bench, size: Size) -> Figure:
+def _figure(kind: str, waiting: int, queues: tuple[Bench, Bench], size: Size) -> Figure:
+    full, empty = queues
     many: list[list[int]] = []
     few: list[list[int]] = []
     for _ in range(size.runs):
@@ -129,6 +145,14 @@ def _figure(name: str, full: Bench, empty: Bench, size: Size) -> Figure:
         "p50_at_many_us": median([median(run) for run in many]) / 1e3,
         "p99_at_few_us": median([percentile(run, 99) for run in few]) / 1e3,
         "p99_at_many_us": median([percentile(run, 99) for run in many]) / 1e3,
-        "jobs_not_for_the_asker": len(full.queue.state.jobs),
+        "other_jobs": len(full.queue.state.jobs),
     }
-    return median_of(name, "ratio", ratios, target=TARGET, details=details, settings=msgspec.to_builtins(size))
+    return median_of(
+        f"claim.queue.{kind}.{waiting}",
+        "ratio",
+        ratios,
+        target=TARGET,
+        axes={"waiting": waiting, "others": kind},
+        details=details,
+        settings=msgspec.to_builtins(size),
+    )
