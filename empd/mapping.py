@@ -42,6 +42,10 @@ _NAMES_IN_WORDS = "letters, digits, _ . and -, at most 63, not beginning with . 
 _IDENTIFIER_PATH = r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)?$"
 
 
+PLUGINS_HELP = "Plugins around its jobs, in this order, after those named for all services."
+PLUGINS_ACCEPTED = 'a list of "module:Class" or names of the entry point group empd.plugins'
+
+
 class JobRoute(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs of type `job_service_required` are run by the worker's service `worker_service`."""
 
@@ -110,6 +114,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     required_env: Annotated[tuple[str, ...], _meta("Without these variables the service takes no job.")] = ()
     description: str | None = None
     api_config: Annotated[dict[str, Any], _meta("The connector's own configuration.")] = {}
+    plugins: Annotated[tuple[str, ...], _meta(PLUGINS_HELP, accepted=PLUGINS_ACCEPTED)] = ()
     telemetry_logs: tuple[TelemetryLog, ...] = ()
     server: Annotated[InternalServer | None, _meta("How the daemon runs the server of an internal service.")] = None
     timeout_s: Annotated[float, _meta("Limit of one run; 0 is none.", ge=0)] | None = None
@@ -146,6 +151,8 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     workers: dict[str, WorkerType]
     services: dict[str, Service]
     connectors: dict[str, ConnectorEntry] = {}
+    plugins: tuple[str, ...] = ()
+    plugin_options: dict[str, dict[str, Any]] = {}
     source: str = EMBEDDED_NAME
 
     @classmethod
@@ -170,14 +177,16 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
             problems.append(f"{source}: {key}: {text}")
             unset.add(key)  # what such a value is not, beside unset, would only confuse
 
-        sections = _read_sections(substitute(raw, environ, "", report_variable), report)
+        plain = substitute(raw, environ, "", report_variable)
+        sections = _read_sections(plain, report)
+        for_all = _read_for_all(plain, report)
         _check_services(sections, report)
         for name, worker in sections["workers"].items():
             if worker is not None:
                 _check_worker(name, worker, sections["services"], report)
         if problems:
             raise ConfigError(problems)
-        return cls(**sections, source=source)
+        return cls(**sections, plugins=for_all.plugins, plugin_options=for_all.plugin_options, source=source)
 
     def worker_plan(self, devices: list[Device]) -> list[WorkerPlan]:
         """The workers to run on these devices. GPU-bound ones are `<type>-gpu<N>` (a second one on the same GPU
@@ -294,6 +303,18 @@ def _read_json(path: Path) -> Any:
     return raw
 
 
+class ForAll(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands at the top of the file beside the sections."""
+
+    plugins: Annotated[
+        tuple[str, ...], _meta("Plugins of all services, in this order.", accepted=PLUGINS_ACCEPTED)
+    ] = ()
+    plugin_options: Annotated[
+        dict[str, dict[str, Any]],
+        _meta("The arguments that a plugin is made with, by the name it has in a list of plugins."),
+    ] = {}
+
+
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "workers": WorkerType,
     "connectors": ConnectorEntry,
@@ -308,8 +329,8 @@ def _read_sections(raw: Any, report: Report) -> dict[str, dict[str, Any]]:
         report("", f"the file holds no object; accepted: an object with the keys {', '.join(_SECTIONS)}")
         return sections
     for key in raw:
-        if key not in _SECTIONS and key != "$schema":
-            report(key, unknown_key(key, _SECTIONS))
+        if key not in _SECTIONS and key not in ForAll.__struct_fields__ and key != "$schema":
+            report(key, unknown_key(key, (*_SECTIONS, *ForAll.__struct_fields__)))
     for section, kind in _SECTIONS.items():
         entries = raw.get(section, {} if section == "connectors" else None)
         if not isinstance(entries, dict):
@@ -321,6 +342,11 @@ def _read_sections(raw: Any, report: Report) -> dict[str, dict[str, Any]]:
                 report(path, f"not a name; accepted: {_NAMES_IN_WORDS}")
             sections[section][name] = read_struct(kind, entry, path, report)
     return sections
+
+
+def _read_for_all(raw: Any, report: Report) -> ForAll:
+    given = {key: raw[key] for key in ForAll.__struct_fields__ if key in raw} if isinstance(raw, dict) else {}
+    return read_struct(ForAll, given, "", report) or ForAll()
 
 
 def _check_services(sections: dict[str, dict[str, Any]], report: Report) -> None:

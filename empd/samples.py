@@ -10,14 +10,14 @@ import msgspec
 
 from empd.checking import is_size
 from empd.internal import InternalServer
-from empd.mapping import ConnectorEntry, JobRoute, Service, TelemetryLog, WorkerType
+from empd.mapping import ConnectorEntry, ForAll, JobRoute, Service, TelemetryLog, WorkerType
 from empd.settings import SETTINGS, Setting, Settings, plain
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SIZE_PATTERN = r"^\s*\d[\d_]*(\.\d+)?\s*([KkMmGgTt][Ii]?)?[Bb]?\s*$"
 _VARIABLE_PATTERN = r"\$\{"
 
-_MAPPING_KINDS = (WorkerType, ConnectorEntry, Service, JobRoute, TelemetryLog, InternalServer)
+_MAPPING_KINDS = (ForAll, WorkerType, ConnectorEntry, Service, JobRoute, TelemetryLog, InternalServer)
 
 _HEAD = """\
 # empd.toml: the settings of empd, with their defaults.
@@ -89,7 +89,7 @@ def mapping_schema() -> dict[str, Any]:
         "$schema": _DIALECT,
         "title": "service-mapping.json",
         "type": "object",
-        "properties": {"$schema": {"type": "string"}, **entries},
+        "properties": {"$schema": {"type": "string"}, **entries, **components.pop(ForAll.__name__)["properties"]},
         "patternProperties": {"^//": {}},
         "required": ["workers", "services"],
         "additionalProperties": False,

@@ -13,7 +13,7 @@ abilities, each a base class of its own, found with issubclass:
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -63,6 +63,10 @@ def _no_server(reason: str) -> None:
     """A service without a server of the daemon's own has none to replace."""
 
 
+def _no_hold(key: str, reason: str = "", for_s: float = 0.0) -> None:
+    """Nobody gives jobs here."""
+
+
 NO_ENDPOINTS = Endpoints()
 
 
@@ -74,6 +78,8 @@ class Site(NamedTuple):
     `self.log`, with all that every record says bound to it). `report(key, value)` shows a fact of the service on the
     status page until it is replaced (None takes it away): a circuit's state, what a limiter holds back.
     `recycle_server(reason)` has the server of an internal service replaced between two jobs.
+    `hold(key, reason, for_s)`: for that long this worker is given no jobs of the service, and status says why (a
+    circuit that is open, an upstream's Retry-After); `hold(key)` lets go earlier.
     """
 
     service: str = ""
@@ -89,6 +95,7 @@ class Site(NamedTuple):
     endpoints: Endpoints = NO_ENDPOINTS
     report: Callable[[str, Any], None] = _no_report
     recycle_server: Callable[[str], None] = _no_server
+    hold: Callable[..., None] = _no_hold
 
     @property
     def endpoint(self) -> str:
@@ -120,6 +127,9 @@ class Connector:
     default_base_port: ClassVar[int] = 0
     Config: ClassVar[type[ConnectorConfig]] = ConnectorConfig
     required_env: ClassVar[tuple[str, ...]] = ()
+    logs_jobs: ClassVar[bool] = True
+    """False for what does no I/O: its jobs are counted, not logged one by one."""
+
     health_interval_s: ClassVar[float] = 30.0
 
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
@@ -131,6 +141,7 @@ class Connector:
             connector=self.connector_id or type(self).__name__,
             protocol=self.protocol,
         )
+        self.on_probe: Callable[[bool], Awaitable[bool]] | None = None
         self.active_jobs = 0
         self.reason = ""
         self.may_start = True
@@ -157,6 +168,11 @@ class Connector:
     async def check_health(self) -> bool:
         """Whether jobs can be taken now. Raising counts as False, with the error as reason."""
         return True
+
+    async def update_config(self, config: ConnectorConfig) -> bool:
+        """Takes over another configuration, already checked, while jobs run. True: it is in force. False: this
+        connector is closed and one opened with it, which is what happens where this is not overridden."""
+        return False
 
     @classmethod
     def environment_needed(cls) -> tuple[str, ...]:
@@ -186,6 +202,8 @@ class Connector:
         was_open = self._state in (ConnectorState.IDLE, ConnectorState.ERROR)
         try:
             healthy = await self.check_health()
+            if self.on_probe is not None:
+                healthy = await self.on_probe(healthy)
             self.reason = "" if healthy else "health check failed"
         except Exception as error:  # foreign code, as above
             healthy, self.reason = False, describe(error)

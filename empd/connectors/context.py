@@ -19,7 +19,7 @@ from empd.asset import AssetContent, AssetRef
 from empd.clock import NS_PER_S
 from empd.connectors.failures import InvalidInput, ServiceUnavailable
 from empd.connectors.upstream import Upstream
-from empd.payload import BlobRef, Carried, decode_value
+from empd.payload import BlobRef, Carried, decode_value, encode_value
 
 CHECKPOINT_BYTES_MAX = 64 * 1024
 
@@ -51,6 +51,12 @@ class JobView(msgspec.Struct, gc=False):
     def service(self) -> str:
         """The job type that was asked for."""
         return self.details.service
+
+    def with_payload(self, value: Any) -> JobView:
+        """The same attempt with another payload. Raises TypeError when the value has no msgpack form."""
+        encoding, data = encode_value(value)
+        details = msgspec.structs.replace(self.details, encoding=encoding)
+        return JobView(self.id, self.epoch, self.attempt, details, bytes(data))
 
 
 class AssetPort(Protocol):
@@ -118,11 +124,12 @@ class Context:
     log_bytes: int = 0
     moved_ns: int = 0
     _payload: Any = None
-    _decoded = False
+    _decoded: JobView | None = None
     _event: asyncio.Event | None = None
     _assets: AssetPort | None = None
     _upstream: Upstream | None = None
-    _trace = ""
+    span = ""
+    """The traceparent of this attempt's own span, where one is made."""
 
     def __init__(self, port: JobPort, job: JobView, started_ns: int) -> None:
         self.port = port
@@ -132,8 +139,8 @@ class Context:
     @property
     def payload(self) -> Any:
         """The payload as a value: decoded JSON or msgpack, or bytes. Raises InvalidInput when it cannot be decoded."""
-        if not self._decoded:
-            job = self.job
+        job = self.job
+        if self._decoded is not job:  # a plugin may have put another payload in its place
             carried = job.carried
             try:
                 if isinstance(carried, bytes):
@@ -142,12 +149,12 @@ class Context:
                     self._payload = decode_value(carried.encoding, self.port.read_blob(carried))
             except (ValueError, TypeError, UnicodeDecodeError) as error:
                 raise InvalidInput(str(error)) from None
-            self._decoded = True
+            self._decoded = job
         return self._payload
 
     async def load(self) -> Any:
         """As `payload`; a large one is read off the event loop."""
-        if not self._decoded and isinstance(self.job.carried, BlobRef):
+        if self._decoded is not self.job and isinstance(self.job.carried, BlobRef):
             return await asyncio.to_thread(lambda: self.payload)
         return self.payload
 
@@ -190,7 +197,7 @@ class Context:
     @property
     def trace(self) -> str:
         """The W3C traceparent under which this attempt calls others; empty when nobody traces the job."""
-        return self._trace or self.job.details.trace or ""
+        return self.span or self.job.details.trace or ""
 
     @property
     def assets(self) -> AssetPort:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from empd.connectors import registry
+from empd.connectors import plugins, registry
 from empd.connectors.base import (
     Cancellable,
     Connector,
@@ -24,8 +24,11 @@ from empd.connectors.context import Context, JobPort, JobView
 from empd.connectors.endpoints import Defaults, Endpoints, default_url, fixed_url
 from empd.connectors.failures import ServiceUnavailable, describe
 from empd.connectors.redaction import secrets_in
+from empd.connectors.tracing import Tracer
 from empd.wire.telemetry import Sample
+from empd.worker import course
 from empd.worker.facts import Report, shown
+from empd.worker.holds import Holds
 from empd.worker.log import Log
 from empd.worker.tally import Tally
 
@@ -38,6 +41,8 @@ Process = Callable[[JobView, Context], Any]
 class Plan(NamedTuple):
     """What a service is built from, as the mapping says it; kept, so that a reload can build it again.
 
+    `plugins` in the order that they are called; `plugin_options` by the same names.
+
     `missing_env` are variables that the mapping requires and the environment lacks; `required_env` all that it
     requires.
     """
@@ -48,6 +53,8 @@ class Plan(NamedTuple):
     missing_env: Sequence[str]
     required_env: Sequence[str]
     slots: int
+    plugins: Sequence[str] = ()
+    plugin_options: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Meter:
@@ -62,8 +69,11 @@ class Hosted:
     `on_change()` is called when what can be offered has changed.
     """
 
-    def __init__(self, name: str, plan: Plan, site: Site, port: JobPort, log: Log) -> None:
+    def __init__(
+        self, name: str, plan: Plan, site: Site, port: JobPort, log: Log, tracer: Tracer | None = None
+    ) -> None:
         self.name = name
+        self._tracer = tracer or Tracer()
         self.redact = log.redact
         self.plan = plan
         self.site = site
@@ -75,9 +85,12 @@ class Hosted:
         self.process: Process = self._refuse
         self.resume: Process = self._refuse
         self.report = Report(self._told)
+        self.hold = Holds(self._changed)
         self.on_facts: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
         self._log = log
         self._connector: Service | None = None
+        self._plugins = plugins.Plugins((), self._on_plugin_failure)
         self._info: dict[str, Any] = {}
         self._missing: list[str] = []
         self._reason = "starting"
@@ -87,7 +100,7 @@ class Hosted:
     @property
     def reason(self) -> str:
         """Why no job can be taken; empty when one can."""
-        return self._reason
+        return self._reason or self.hold.reason
 
     @property
     def connector(self) -> Connector | None:
@@ -109,7 +122,10 @@ class Hosted:
             self.port.secrets = {name: os.environ[name] for name in needed}
             self.redact.learn(self.port.secrets.values())
             site = self.site._replace(
-                secrets=self.port.secrets, report=self.report, endpoints=self._endpoints(kind, plan.api_config)
+                secrets=self.port.secrets,
+                report=self.report,
+                hold=self.hold,
+                endpoints=self._endpoints(kind, plan.api_config),
             )
             connector = registry.build(kind, plan.api_config, site)
             if not isinstance(connector, Service):
@@ -121,8 +137,30 @@ class Hosted:
             return
         self._connector = self.meter = connector
         self.cancellable = connector if isinstance(connector, Cancellable) else None
-        self.process = connector.process
-        self.resume = connector.resume if isinstance(connector, Resumable) else connector.process
+        hung = [plugins.load(name, plan.plugin_options.get(name, {})) for name in plan.plugins]
+        self._plugins = plugins.Plugins(hung, self._on_plugin_failure)
+        for plugin in hung:
+            if plugin.error:
+                self._on_plugin_failure(plugin)
+        connector.on_probe = self._plugins.health if hung else None
+        self.process = self._around(connector, connector.process)
+        resume = connector.resume if isinstance(connector, Resumable) else connector.process
+        self.resume = self._around(connector, resume)
+
+    def _around(self, connector: Service, process: Process) -> Process:
+        """`process` with what this service wants around it: nothing, where it wants nothing."""
+        verbose = self._log.least == "debug"
+        if self._plugins.hung:
+            process = course.with_plugins(process, self._plugins)
+        if self._tracer.on:
+            process = course.with_span(process, self._tracer)
+        return course.Course(process, connector.log, verbose) if connector.logs_jobs or verbose else process
+
+    def _on_plugin_failure(self, plugin: plugins.Hung) -> None:
+        self._log(
+            "plugin_failed", "warning", service=self.name, plugin=plugin.name, reason=plugin.error, off=plugin.off
+        )
+        self._told()
 
     def _endpoints(self, kind: type[Connector], api_config: Mapping[str, Any]) -> Endpoints:
         device = self.site.device
@@ -137,7 +175,9 @@ class Hosted:
     def facts(self) -> dict[str, Any]:
         """What the status page shows of this service."""
         connector = self._connector
-        body: dict[str, Any] = {"connector": self.plan.connector, "reason": self._reason, "slots": self.plan.slots}
+        body: dict[str, Any] = {"connector": self.plan.connector, "reason": self.reason, "slots": self.plan.slots}
+        if self._plugins.hung:
+            body["plugins"] = [plugin.shown() for plugin in self._plugins.hung]
         if self._missing:
             body["missing_variables"] = self._missing
         if connector is None:
@@ -158,10 +198,17 @@ class Hosted:
     def _told(self) -> None:
         self.on_facts()
 
+    def _changed(self) -> None:
+        self._log("service_hold", "warning" if self.hold.reason else "info", service=self.name, reason=self.hold.reason)
+        self.on_change()
+        self.on_facts()
+
     async def open(self, on_change: Callable[[], None]) -> None:
         """Opens the connector and looks after its health from then on. Never raises."""
+        self.on_change = on_change
         if self._connector is None:
             return
+        await self._plugins.initialize(self._connector)
         await self._look(self._connector, self._connector.start())
         self._keeper = asyncio.create_task(self._keep(self._connector, on_change))
 
@@ -175,6 +222,7 @@ class Hosted:
         self.process = self.resume = self._refuse
         if connector is not None:
             await connector.stop()
+        self.hold.clear()
         self._reason = self._reason or "closed"
         self._told()
 

@@ -22,6 +22,7 @@ import zmq
 from empd.connectors.base import Site
 from empd.connectors.context import JobDetails
 from empd.connectors.meters import Meters
+from empd.connectors.tracing import tracer_for
 from empd.errors import FailureClass
 from empd.internal import log_path
 from empd.lifecycle import Child, ChildKind, Control, Notice, receive, send
@@ -95,6 +96,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._tracer, problem = tracer_for(child.name, os.environ)
+        if problem:
+            self._log("traces_unavailable", "error", reason=problem)
         arena = Arena(settings.spool_dir, settings.volatile_dir)
         self._reporter = Reporter(self._zmq, settings.telemetry_endpoint, settings.job_log_bytes_max)
         self._link = Link(self._zmq, settings.workers_endpoint, self._on_frame, self._say_hello)
@@ -139,6 +143,8 @@ class Worker:
             missing_env=mapping.missing_service_env(child.worker_type, name, os.environ),
             required_env=(*self._kind.required_env, *service.required_env),
             slots=mapping.slots(child.worker_type, name),
+            plugins=(*mapping.plugins, *service.plugins),
+            plugin_options=mapping.plugin_options,
         )
         site = Site(
             service=name,
@@ -160,10 +166,10 @@ class Worker:
         child = self._child
         instance = child.mapping.server_for(name, child.device, child.lap)
         if instance is None:
-            return Hosted(name, plan, site, port, self._log)
+            return Hosted(name, plan, site, port, self._log, self._tracer)
         show_lease = functools.partial(self._activities.lease, name)
         seat = Seat(self._activities.board, show_lease, log_path(self._settings.state_dir, instance.name))
-        hosted = Internal(name, plan, site, port, self._log)
+        hosted = Internal(name, plan, site, port, self._log, self._tracer)
         hosted.attach(instance, seat, functools.partial(send, child.control))
         return hosted
 
@@ -191,6 +197,8 @@ class Worker:
         opening.cancel()
         await self._lanes.close()
         closing = [asyncio.ensure_future(hosted.close()) for hosted in self._services.values()]
+        if self._tracer.on:
+            closing.append(asyncio.ensure_future(asyncio.to_thread(self._tracer.close)))
         # What does not close in time (a thread in an endless call, a model half loaded) ends with the process.
         await asyncio.wait((opening, *closing), timeout=CLOSE_SHARE * self._settings.term_grace_s)
         self._snapshot()

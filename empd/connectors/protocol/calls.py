@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from empd.connectors.base import Site
 from empd.connectors.context import Context
 from empd.connectors.failures import ConnectorError, RateLimited
-from empd.connectors.protocol.circuit_breaker import CircuitBreaker, CircuitConfig
+from empd.connectors.protocol.circuit_breaker import CircuitBreaker, CircuitConfig, CircuitState
 from empd.connectors.protocol.rate_limit import RateLimitConfig, RateLimiter
 from empd.connectors.protocol.retry import Retries, RetryConfig, pause, time_left_s
 from empd.connectors.protocol.verdicts import Fault, Trouble
@@ -155,6 +155,8 @@ class Calls:
 
     def _log_circuit(self, circuit: CircuitBreaker, now_s: float) -> None:
         site, state, wait_s = self._site, circuit.state.value, round(circuit.wait_s(now_s), 3)
+        is_open = circuit.state is CircuitState.OPEN
+        site.hold(f"circuit {circuit.name}", f"circuit open: {circuit.name}" if is_open else "", wait_s)
         site.report(f"circuit {circuit.name}", {"state": state, "opened": circuit.opens, "open_s": wait_s})
         site.log("service_circuit", service=site.service, endpoint=circuit.name, state=state, open_s=wait_s)
 

@@ -53,6 +53,7 @@ class SimulationConnector(Service, ReportsProgress):
 
     connector_id = "simulation"
     service_type = "simulation"
+    logs_jobs = False
     Config: ClassVar[type[ConnectorConfig]] = SimulationConfig
     config: SimulationConfig
 

@@ -1,0 +1,153 @@
+"""How a whole daemon gets over a job that takes too long, a service that is away, and a worker that is stuck."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from empd.errors import EmpdError
+from tests.box import Box, mapping_of, service, wait_until
+
+
+class Upstream:
+    """A server that answers as it is told, and counts."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.calls = 0
+        upstream = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                upstream.calls += 1
+                self.send_response(upstream.status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    server = Upstream()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(upstream: Upstream) -> Iterator[Box]:
+    mapping = mapping_of(
+        api=service(
+            "HTTPConnector",
+            api_config={
+                "base_url": upstream.url,
+                "endpoint": "/do",
+                "retry": {"attempts_max": 1},
+                "circuit": {"failures_max": 2, "open_s": 2.0},
+            },
+            plugins=["plugs:Second", "plugs:Broken"],
+        ),
+        simulation=service(),
+        stuck=service(retries=1),
+    )
+    mapping["connectors"] = {"HTTPConnector": {"path": "empd.connectors.protocol.http:HTTPConnector"}}
+    mapping["plugins"] = ["plugs:Stamp"]
+    with Box(mapping, cancel_grace_s=0.3, term_grace_s=0.5, backoff_s=0.05) as box:
+        yield box
+
+
+def service_of(daemon: Box, name: str) -> dict[str, Any]:
+    with urllib.request.urlopen(daemon.http() + "/v1/services", timeout=10) as answer:
+        services = json.loads(answer.read())["services"]
+    (found,) = [each for each in services if each["name"] == name]
+    return found
+
+
+def test_plugins_work_around_the_jobs_of_their_service(daemon: Box, upstream: Upstream) -> None:
+    upstream.status = 200
+    with daemon.client() as client:
+        result = client.submit("api", {"x": 1}).result(30)
+        # The simulation has the plugins for all, and no others.
+        assert client.submit("simulation", {"duration_s": 0}).result(30)["after"] == ["stamped"]
+    assert result == {"x": 1, "words": ["stamped", "stamped"], "after": ["stamped"] * 2, "connector": "HTTPConnector"}
+
+    def told() -> list[dict[str, Any]] | None:
+        (instance,) = service_of(daemon, "api")["instances"] or [{}]
+        shown = instance.get("plugins", [])
+        return (
+            shown if [each["name"] for each in shown] == ["stamp", "second", "broken"] and shown[2]["error"] else None
+        )
+
+    shown = wait_until(told, "the failing plugin on the status page")
+    assert [each["failures"] for each in shown[:2]] == [0, 0]
+    assert "is broken" in shown[2]["error"]
+
+
+def test_service_unavailable_the_job_waits_uncharged_until_the_circuit_half_opens(
+    daemon: Box, upstream: Upstream
+) -> None:
+    upstream.status = 503
+    with daemon.client() as client:
+        jobs = [client.submit("api", {"n": n}, retries=0) for n in range(3)]
+
+        def held() -> Any:
+            found = service_of(daemon, "api")
+            reasons = found["broker"]["reasons"]
+            return found if any(reason.startswith("circuit open: ") for reason in reasons) else None
+
+        found = wait_until(held, "the circuit to hold the service")
+        assert found["broker"]["slots"] == 0
+        wait_until(
+            lambda: any(
+                value["state"] == "open"
+                for each in service_of(daemon, "api")["instances"]
+                for key, value in each["report"].items()
+                if key.startswith("circuit ")
+            ),
+            "the circuit's state on the status page",
+        )
+        calls = upstream.calls
+        upstream.status = 200
+        # Every one ends well, although none may be tried twice on its own account.
+        for job in jobs:
+            assert job.result(30)["after"]
+        assert upstream.calls - calls <= len(jobs) + 2
+    wait_until(lambda: service_of(daemon, "api")["broker"]["slots"] == 1, "the service to be offered again")
+
+
+def test_job_timeout_ends_the_job_and_not_its_worker(daemon: Box) -> None:
+    pid = daemon.pid("simulation-0")
+    with daemon.client() as client:
+        slow = client.submit("simulation", {"duration_s": 3600}, timeout_s=0.3, retries=0)
+        with pytest.raises(EmpdError) as caught:
+            slow.result(30)
+        assert caught.value.failure == "timeout"
+        assert client.submit("simulation", {"duration_s": 0}).result(30)["steps"] == 1
+    assert daemon.pid("simulation-0") == pid
+
+
+def test_worker_stuck_is_replaced_and_its_job_runs_elsewhere(daemon: Box) -> None:
+    pid = daemon.pid("stuck-0")
+    with daemon.client() as client:
+        # It holds the GIL: neither a cancel nor TERM reaches it.
+        stuck = client.submit("stuck", {"fault": "hang_gil", "times": 1}, timeout_s=0.5)
+        assert stuck.result(60)["steps"] == 1
+    assert daemon.pid("stuck-0") != pid
