@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypedDict
 import msgspec
 
 from empd import job
+from empd.client.tracing import with_trace
 from empd.errors import FailureClass, ProtocolError, Refused
 from empd.result import JobError, JobStatus
 from empd.wire import codec
@@ -68,6 +69,7 @@ class OptionsEncoder:
 
     def encode(self, service: str, encoding: str, options: Mapping[str, Any]) -> msgspec.Raw:
         """The wire form. Raises TypeError for an unknown keyword, Refused (invalid_input) for a wrong value."""
+        options = with_trace(service, options)
         # Only hashable values are cached: a list or dict could be changed by its owner between two submits.
         key = (service, encoding, *options.items())
         try:

@@ -19,7 +19,9 @@ STALE_S = 60.0
 """Series of a child that is not on the board any more live this much longer."""
 
 HELP = {
-    "empd_jobs_total": "Jobs that ended, by service, outcome and cause.",
+    "empd_jobs_total": "Jobs that ended, by service, outcome (also as status) and cause.",
+    "empd_job_duration_seconds": "Run of the last attempt of jobs that ended, by service and success.",
+    "empd_service_health": "1 while a worker's service takes jobs.",
     "empd_job_queue_seconds": "From submit to the start of the last attempt.",
     "empd_job_run_seconds": "From the start of the last attempt to the end.",
     "empd_job_attempts_total": "Attempts of jobs that ended.",

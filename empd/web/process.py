@@ -17,6 +17,7 @@ import uvloop
 from aiohttp import web
 
 from empd import lifecycle
+from empd.connectors.tracing import tracer_for
 from empd.errors import ConfigError, EmpdError
 from empd.lifecycle import Child, Control, Notice
 from empd.mapping import Mapping
@@ -95,7 +96,10 @@ class WebProcess:
         self._telemetry_socket = TelemetrySocket(
             settings.telemetry_endpoint, hub, self._context.logs, metrics, self._context.facts
         )
-        self._projector = Projector(gateway, self._archive, metrics.jobs)
+        self._tracer, problem = tracer_for("web", os.environ)
+        if problem:
+            sys.stderr.write(f"web: {problem}\n")
+        self._projector = Projector(gateway, self._archive, metrics.jobs, self._tracer)
         self._retention = Retention(self._archive, arena, settings)
         self._leftovers = Leftovers(gateway, self._archive, arena)
         self._runner = web.AppRunner(app.build(self._context), access_log=None, shutdown_timeout=self._grace_s)
@@ -142,6 +146,8 @@ class WebProcess:
             await self._retention.stop()
             await self._leftovers.stop()
             await self._projector.stop()
+            if self._tracer.on:
+                await asyncio.wait((asyncio.ensure_future(asyncio.to_thread(self._tracer.close)),), timeout=1.0)
             await self._context.feed.stop()
             self._telemetry_socket.close()
             self._history_socket.close()

@@ -14,7 +14,9 @@ import functools
 from collections.abc import Sequence
 
 from empd.clock import NS_PER_S
+from empd.connectors.tracing import EndedJob, Tracer
 from empd.errors import EmpdError
+from empd.job import Outcome
 from empd.queue.rows import Kind, decode_body
 from empd.result import Results
 from empd.store.history import History, HistoryError
@@ -39,8 +41,9 @@ class Projector(Duty):
 
     name = "projector"
 
-    def __init__(self, gateway: Gateway, archive: Archive, tally: Tally) -> None:
+    def __init__(self, gateway: Gateway, archive: Archive, tally: Tally, tracer: Tracer | None = None) -> None:
         super().__init__()
+        self._tracer = tracer or Tracer()
         self._gateway = gateway
         self._archive = archive
         self._tally = tally
@@ -98,6 +101,8 @@ class Projector(Duty):
                     self.damaged_rows += 1
                     continue
                 tally_results(self._tally, results)
+                if self._tracer.on:
+                    trace_results(self._tracer, results, self._instance)
         through_seq = rows[-1][0]
         history.apply(through_seq, finished)
         return through_seq
@@ -108,7 +113,7 @@ def tally_results(tally: Tally, results: Results) -> None:
     for group in results.groups:
         service = render.options_of(group).service
         queued: list[float] = []
-        ran: list[float] = []
+        ran: dict[bool, list[float]] = {True: [], False: []}
         counts: dict[tuple[int, str], int] = {}
         attempts = 0
         for job in group.jobs:
@@ -117,11 +122,37 @@ def tally_results(tally: Tally, results: Results) -> None:
             attempts += job.attempts
             if job.started_ns:
                 queued.append(max(0, job.started_ns - job.submitted_ns) / NS_PER_S)
-                ran.append(max(0, results.at_ns - job.started_ns) / NS_PER_S)
+                run_s = max(0, results.at_ns - job.started_ns) / NS_PER_S
+                ran[job.outcome == Outcome.COMPLETED].append(run_s)
         for (outcome, failure), count in counts.items():
-            labels = (("cause", failure), ("outcome", render.outcome_label(outcome)), ("service", service))
+            status = render.outcome_label(outcome)
+            labels = (("cause", failure), ("outcome", status), ("service", service), ("status", status))
             tally.count("empd_jobs_total", labels, count)
         of_service = (("service", service),)
         tally.count("empd_job_attempts_total", of_service, attempts)
         tally.observe("empd_job_queue_seconds", of_service, queued)
-        tally.observe("empd_job_run_seconds", of_service, ran)
+        tally.observe("empd_job_run_seconds", of_service, ran[True] + ran[False])
+        for success, times in ran.items():
+            if times:
+                tally.observe("empd_job_duration_seconds", (*of_service, ("success", str(success).lower())), times)
+
+
+def trace_results(tracer: Tracer, results: Results, instance: str) -> None:
+    """Makes the spans of ended jobs."""
+    for group in results.groups:
+        options = render.options_of(group)
+        for job in group.jobs:
+            tracer.ended(
+                EndedJob(
+                    instance,
+                    job.id,
+                    options.service,
+                    options.trace,
+                    job.submitted_ns,
+                    job.started_ns,
+                    results.at_ns,
+                    render.outcome_label(job.outcome),
+                    job.error.failure if job.error else "",
+                    job.attempts,
+                )
+            )

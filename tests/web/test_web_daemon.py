@@ -153,7 +153,7 @@ def test_the_same_idempotency_key_is_the_same_job(box: Callable[..., Box]) -> No
 def test_metrics_of_the_whole_daemon(box: Callable[..., Box]) -> None:
     daemon = box()
     ask(daemon, "POST", "/v1/jobs?wait=10", [{"service": "noop"}] * 10)
-    line = b'empd_jobs_total{cause="",outcome="completed",service="noop"} 10.0'
+    line = b'empd_jobs_total{cause="",outcome="completed",service="noop",status="completed"} 10.0'
     wait_until(lambda: line in ask(daemon, "GET", "/metrics").body, "ten jobs in the metrics")
     body = ask(daemon, "GET", "/metrics").body
     assert body.count(b"\nempd_jobs_total{") == 1  # what workers count are attempts

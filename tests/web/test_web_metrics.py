@@ -139,7 +139,10 @@ def test_metrics_of_a_running_process(web: Web, broker: BrokerDouble) -> None:
         web.ask("POST", "/v1/jobs?wait=5", [{"service": "echo"}, {"service": "echo"}])
         key = ("empd_things_total", frozenset({("source", "gpu0")}))
         wait_for(lambda: samples(web.ask("GET", "/metrics").body).get(key) == 6, "both generations together")
-    ended = ("empd_jobs_total", frozenset({("service", "echo"), ("outcome", "completed"), ("cause", "")}))
+    ended = (
+        "empd_jobs_total",
+        frozenset({("service", "echo"), ("outcome", "completed"), ("status", "completed"), ("cause", "")}),
+    )
     wait_for(lambda: samples(web.ask("GET", "/metrics").body).get(ended) == 2, "the ended jobs")
     answer = web.ask("GET", "/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
