@@ -52,17 +52,17 @@ class Group:
             fifo.popleft()
         while early and early[0][2].state is not State.WAITING:
             heapq.heappop(early)
-        if early and (not fifo or early[0][0] <= fifo[0].order):
+        if early and (not fifo or early[0] < _entry(fifo[0])):
             return early[0][0]
         return fifo[0].order if fifo else None
 
     def first(self, count: int, order_max: int | None) -> list[Job]:
         """Up to `count` jobs from the head on, none with an order above `order_max`. `head` was called before."""
-        if self.early:
-            if not self.fifo or self.early[0][0] <= self.fifo[0].order:
-                return [self.early[0][2]]
-            order_max = self.early[0][0] if order_max is None else min(order_max, self.early[0][0])
         jobs = list(islice(self.fifo, count))
+        if self.early:
+            if not self.fifo or self.early[0] < _entry(self.fifo[0]):
+                return [self.early[0][2]]
+            jobs = [job for job in jobs if _entry(job) < self.early[0]]
         if order_max is None:
             return [job for job in jobs if job.state is State.WAITING]
         return [job for job in jobs if job.state is State.WAITING and job.order <= order_max] or jobs[:1]
@@ -72,6 +72,11 @@ class Group:
         if self.head() is None:
             return 0
         return self.first(1, None)[0].submitted_ns
+
+
+def _entry(job: Job) -> tuple[int, int, Job]:
+    """Its place in the line; jobs of one row stand in the order of their ids."""
+    return job.order, job.id, job
 
 
 class AskQueue:
@@ -169,8 +174,8 @@ class WaitingRoom:
     def add(self, job: Job) -> None:
         """A job that waits (again) keeps its place in the order of submission."""
         group: Group = job.options.group
-        if group.fifo and job.order < group.fifo[-1].order:
-            heapq.heappush(group.early, (job.order, job.id, job))
+        if group.fifo and _entry(job) < _entry(group.fifo[-1]):
+            heapq.heappush(group.early, _entry(job))
             for queue in group.queues:
                 queue.offer(group, job.order)
             group.waiting += 1

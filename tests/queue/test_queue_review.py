@@ -132,6 +132,45 @@ def test_options_whose_group_was_dropped_still_work(monkeypatch: pytest.MonkeyPa
     assert len(bench.run()) == 1
 
 
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("happening", ["host", "broker and worker", "worker", "drain"])
+def test_an_interrupted_job_is_not_overtaken_by_one_that_waited_behind_it(rows: int, happening: str) -> None:
+    bench = Bench(slots=2)
+    for _ in range(rows):
+        bench.say(ALPHA, *[b"p"] * (6 // rows))
+    ids = list(bench.jobs)
+    assert [job.id for job in bench.run()] == ids[:2]
+    if happening == "drain":
+        for job in [bench.jobs[ids[1]], bench.jobs[ids[0]]]:  # given back in any order
+            bench.fail(job, cause=Cause.DRAIN)
+    elif happening == "worker":
+        bench.kill_worker("w0", Exit.CRASHED)
+    else:
+        bench.workers.clear()
+        bench.kill_broker(host_too=happening == "host")
+    bench.workers.clear()
+    bench.start_worker("w0", 1, 0)
+    seen = []
+    for _ in ids:
+        [job] = bench.run()
+        seen.append(job.id)
+        bench.finish("w0", "done", 1)
+    assert seen == ids
+
+
+def test_jobs_of_one_row_that_come_back_stand_among_the_others_by_their_numbers() -> None:
+    bench = Bench(slots=6)
+    bench.say(ALPHA, *[b"p"] * 6)
+    held = bench.run()
+    for index in (5, 0, 3):  # the last one makes the line, the others come before it
+        bench.fail(held[index], cause=Cause.DRAIN)
+    for index in (1, 4, 2):
+        bench.fail(held[index], cause=Cause.DRAIN)
+    bench.workers.clear()
+    bench.start_worker("w0", 6, 0)
+    assert [job.id for job in bench.run()] == [job.id for job in held]
+
+
 def test_a_worker_may_hold_a_job_of_a_service_that_it_does_not_offer_any_more() -> None:
     bench = Bench(slots=2)
     bench.say(ALPHA)
