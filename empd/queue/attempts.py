@@ -10,7 +10,7 @@ from empd.queue import rows
 from empd.queue.options import OptionsTable
 from empd.queue.room import WaitingRoom
 from empd.queue.rows import Fact
-from empd.queue.state import Job, QueueState, Worker, count_open, extra_of, steady_ns, worker_of
+from empd.queue.state import Job, QueueState, Worker, bury, count_open, extra_of, steady_ns, worker_of
 from empd.result import FinishedJob
 
 
@@ -77,19 +77,22 @@ class Attempts:
         state = self.state
         jobs = state.jobs
         ended: list[int] = []
+        keys: list[str] = []
         known = 0
         for group in fact.body.groups:
             for finished in group.jobs:
                 job = jobs.get(finished.id)
                 if finished.outcome == Outcome.DEAD:
                     if job is not None:
-                        self._bury(job, finished)
+                        self._bury(job, finished, at_ns)
                     continue
                 ended.append(finished.id)
                 if job is not None:
                     del jobs[finished.id]
-                    self.end(job, at_ns)
+                    keys += self.end(job, at_ns)
                     known += 1
+        if keys:
+            heapq.heappush(state.ended_keys, (at_ns, keys))
         if ended:
             count_open(self.state, fact.body.session, -known)
             session = state.sessions.get(fact.body.session)
@@ -98,7 +101,8 @@ class Attempts:
             state.recent.update(dict.fromkeys(ended, seq))
             state.recent_rows.append((seq, ended))
 
-    def end(self, job: Job, at_ns: int) -> None:
+    def end(self, job: Job, at_ns: int) -> tuple[str, ...]:
+        """The job is no more. Returns the idempotency key that is remembered from now on for its retention."""
         state = self.state
         if job.state is State.WAITING:
             job.options.group.waiting -= 1
@@ -118,8 +122,10 @@ class Attempts:
             self._unrefer(payload)
         job.payload = b""
         extra = job.extra
-        if extra is not None and extra.key and extra.key in state.keys:
-            state.keys[extra.key].ended_ns = at_ns
+        if extra is None or not extra.key or extra.key not in state.keys:
+            return ()
+        state.keys[extra.key].ended_ns = at_ns
+        return (extra.key,)
 
     def _unrefer(self, payload: Carried) -> None:
         assert isinstance(payload, BlobRef)
@@ -129,13 +135,12 @@ class Attempts:
         else:
             self.state.released.append(payload)
 
-    def _bury(self, job: Job, finished: FinishedJob) -> None:
+    def _bury(self, job: Job, finished: FinishedJob, at_ns: int) -> None:
         if job.state is State.WAITING:
             job.options.group.waiting -= 1
         self._release(job)
-        job.state = State.DEAD
         extra_of(job).error = finished.error
-        self.state.dead += 1
+        bury(self.state, job, at_ns)
 
     def requeued(self, seq: int, at_ns: int, fact: Fact) -> None:
         state = self.state
@@ -172,7 +177,7 @@ class Attempts:
             if job is not None and job.state is State.DEAD:
                 self.state.dead -= 1
                 extra = extra_of(job)
-                extra.charges, extra.error, extra.stop = (0, 0, 0), None, ""
+                extra.charges, extra.error, extra.stop, extra.died_ns = (0, 0, 0), None, "", 0
                 job.state = State.WAITING
                 self.room.add(job)
 

@@ -26,6 +26,7 @@ from empd.queue.state import (
     Key,
     QueueState,
     Session,
+    bury,
     clocks,
     steady_ns,
     worker_of,
@@ -121,6 +122,7 @@ def _carried(state: QueueState, job: Job, mono_ns: int) -> rows.CarriedJob:
         holder=job.holder.key if job.holder else None, attempts=job.attempts, charges=extra.charges, key=extra.key,
         checkpoint=extra.checkpoint, stop=extra.stop, error=extra.error, age_ns=mono_ns - job.submitted_mono_ns,
         ran_ns=mono_ns - job.limit_ns + job.options.timeout_ns if job.limit_ns else None,
+        died_ns=extra.died_ns,
     )  # fmt: skip
 
 
@@ -145,10 +147,12 @@ def restore_carry(
             session = Session(said.session, said.token, said.name, answers={}, skipped=[], seen_mono_ns=at[0])
             session.frame_number, session.next_job = said.frame_number, said.next_job
             session.answers.update({number: (refused, existing) for number, refused, existing in said.answers})
+            heapq.heappush(state.silences, (at[0], said.session))
         session.touched = seq
         state.sessions[said.session] = session
     for key in body.keys:
-        state.keys.pop(key.key, None)
+        if state.keys.pop(key.key, None) is None and key.ended_ns:
+            heapq.heappush(state.ended_keys, (key.ended_ns, [key.key]))
         state.keys[key.key] = Key(key.job, key.fingerprint, key.ended_ns, seq)
     for value in body.states:
         state.connector_states.pop(value.key, None)
@@ -178,16 +182,16 @@ def _restore_job(
     session = job.id >> 32
     state.open_jobs[session] = state.open_jobs.get(session, 0) + 1
     ran_ns = wall_ns - carried.started_ns if carried.ran_ns is None else carried.ran_ns
-    _restore_place(state, room, job, carried.holder, mono_ns - ran_ns)
+    _restore_place(state, room, job, carried, mono_ns - ran_ns)
     return job
 
 
 def _restore_place(
-    state: QueueState, room: WaitingRoom, job: Job, holder: tuple[str, int] | None, started_mono_ns: int
+    state: QueueState, room: WaitingRoom, job: Job, carried: rows.CarriedJob, started_mono_ns: int
 ) -> None:
     options = job.options
-    if holder is not None:
-        worker = worker_of(state, *holder)
+    if carried.holder is not None:
+        worker = worker_of(state, *carried.holder)
         worker.held[job.id] = job
         job.holder = worker
         if options.timeout_ns and job.state is State.ASSIGNED:
@@ -202,7 +206,7 @@ def _restore_place(
         else:
             heapq.heappush(state.due_wall, (options.not_before_ns, job.id, job.attempts))
     elif job.state is State.DEAD:
-        state.dead += 1
+        bury(state, job, carried.died_ns or job.started_ns or job.submitted_ns)
     for limit_ns, kind in ((options.queue_timeout_ns, "queue"), (options.total_timeout_ns, "total")):
         if limit_ns:
             heapq.heappush(state.deadlines, (job.submitted_mono_ns + limit_ns, job.id, kind))

@@ -130,25 +130,57 @@ def next_deadline_ns(state: QueueState, now: Instant) -> int:
 
 
 def forgotten(state: QueueState, policy: Policy, now: Instant) -> list[Fact]:
-    """What is past retention: sessions, keys, dead letters; a bounded number at a time."""
-    sessions = [
-        s.number
-        for s in state.sessions.values()
-        if now.mono_ns - s.seen_mono_ns > policy.session_keep_ns and s.number not in state.open_jobs
-    ]
-    keys = [
-        name
-        for name, key in state.keys.items()
-        if key.ended_ns and now.wall_ns - key.ended_ns > policy.idempotency_keep_ns
-    ]
-    dead: list[int] = []
-    if state.dead:
-        buried = [job for job in state.jobs.values() if job.state is State.DEAD]
-        surplus = len(buried) - policy.dead_jobs_max
-        dead = [
-            job.id
-            for index, job in enumerate(buried)
-            if index < surplus or now.wall_ns - (job.started_ns or job.submitted_ns) > policy.dead_keep_ns
-        ]
-    body = Forgotten(sessions[:_FORGET_MAX], keys[:_FORGET_MAX], dead[:_FORGET_MAX])
-    return [Fact(Kind.FORGOTTEN, body)] if sessions or keys or dead else []
+    """What is past retention: sessions, keys, dead letters; a bounded number at a time. Looks only at what is due."""
+    body = Forgotten(_silent(state, policy, now), _old_keys(state, policy, now), _old_deaths(state, policy, now))
+    return [Fact(Kind.FORGOTTEN, body)] if body.sessions or body.keys or body.dead else []
+
+
+def _silent(state: QueueState, policy: Policy, now: Instant) -> list[int]:
+    """Sessions that nobody spoke in for long; those that were seen since, or have open jobs, come to it again later."""
+    heap = state.silences
+    silent: list[int] = []
+    while heap and now.mono_ns - heap[0][0] > policy.session_keep_ns and len(silent) < _FORGET_MAX:
+        seen_ns, number = heapq.heappop(heap)
+        session = state.sessions.get(number)
+        if session is None:
+            continue
+        if number in state.open_jobs:
+            heapq.heappush(heap, (now.mono_ns, number))
+        elif session.seen_mono_ns > seen_ns:
+            heapq.heappush(heap, (session.seen_mono_ns, number))
+        else:
+            silent.append(number)
+    return silent
+
+
+def _old_keys(state: QueueState, policy: Policy, now: Instant) -> list[str]:
+    heap = state.ended_keys
+    old: list[str] = []
+    while heap and now.wall_ns - heap[0][0] > policy.idempotency_keep_ns and len(old) < _FORGET_MAX:
+        ended_ns, names = heapq.heappop(heap)
+        # A name may have been forgotten and used again.
+        old += [name for name in names if (key := state.keys.get(name)) is not None and key.ended_ns == ended_ns]
+    return old
+
+
+def _old_deaths(state: QueueState, policy: Policy, now: Instant) -> list[int]:
+    """Dead letters past their retention, or the oldest of too many."""
+    heap = state.deaths
+    if len(heap) > _HEAP_SLACK + 2 * state.dead:
+        heap[:] = [entry for entry in heap if _is_death(state, *entry)]
+        heapq.heapify(heap)
+    old: list[int] = []
+    while heap and len(old) < _FORGET_MAX:
+        surplus = state.dead - len(old) - policy.dead_jobs_max
+        if surplus <= 0 and now.wall_ns - heap[0][0] <= policy.dead_keep_ns:
+            break
+        died_ns, job_id = heapq.heappop(heap)
+        if _is_death(state, died_ns, job_id):
+            old.append(job_id)
+    return old
+
+
+def _is_death(state: QueueState, died_ns: int, job_id: int) -> bool:
+    """The job is dead since then: it was not retried meanwhile."""
+    job = state.jobs.get(job_id)
+    return job is not None and job.state is State.DEAD and job.extra is not None and job.extra.died_ns == died_ns

@@ -91,15 +91,11 @@ class Evolver:
         body: rows.SessionOpened = fact.body
         state = self.state
         state.sessions_opened = max(state.sessions_opened, body.session)
+        mono_ns = steady_ns(state, at_ns)
         state.sessions[body.session] = Session(
-            body.session,
-            body.token,
-            body.name,
-            touched=seq,
-            seen_mono_ns=steady_ns(self.state, at_ns),
-            answers={},
-            skipped=[],
+            body.session, body.token, body.name, touched=seq, seen_mono_ns=mono_ns, answers={}, skipped=[]
         )
+        heapq.heappush(state.silences, (mono_ns, body.session))
 
     def _submitted(self, seq: int, at_ns: int, fact: Fact) -> None:
         submit = fact.body
@@ -209,7 +205,8 @@ class Evolver:
             job = state.jobs.pop(job_id, None)
             if job is not None:
                 count_open(self.state, job_id >> 32, -1)
-                self.attempts.end(job, at_ns)
+                if keys := self.attempts.end(job, at_ns):
+                    heapq.heappush(state.ended_keys, (at_ns, list(keys)))
 
     def _carry(self, seq: int, at_ns: int, fact: Fact) -> None:
         body: rows.Carry = fact.body
@@ -267,6 +264,7 @@ def shift_steady_times(state: QueueState, shift_ns: int) -> None:
             worker.limit_ns += shift_ns
     for session in state.sessions.values():
         session.seen_mono_ns += shift_ns
+    state.silences = [(seen + shift_ns, session) for seen, session in state.silences]
 
 
 def due(state: QueueState, room: WaitingRoom, mono_ns: int, wall_ns: int) -> None:

@@ -202,6 +202,7 @@ class CarriedJob(Record):
     error: JobError | None = None
     age_ns: int | None = None
     ran_ns: int | None = None
+    died_ns: int = 0
 
 
 class CarriedSession(Record):

@@ -8,6 +8,7 @@ Memory per waiting job is what bounds a backlog, so a `Job` holds only what near
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from typing import Any
 
@@ -34,7 +35,8 @@ class Options(msgspec.Struct, gc=False):
 
 class Extra(msgspec.Struct, gc=False):
     """What only some jobs have. `charges`: attempts charged to the job, to crashes, to lost hosts. `ready_ns`: steady
-    time before which it does not run again. `stop`: why its holder is being stopped."""
+    time before which it does not run again. `stop`: why its holder is being stopped. `died_ns`: wall time of its
+    death."""
 
     charges: tuple[int, int, int] = (0, 0, 0)
     ready_ns: int = 0
@@ -42,6 +44,7 @@ class Extra(msgspec.Struct, gc=False):
     checkpoint: bytes | None = None
     stop: str = ""
     error: JobError | None = None
+    died_ns: int = 0
 
 
 class Job(msgspec.Struct, gc=False):
@@ -181,6 +184,10 @@ class QueueState:
         self.due_mono: list[tuple[int, int, int]] = []  # heap (steady ns, job id, attempts): back-off
         self.deadlines: list[tuple[int, int, str]] = []  # heap (steady ns, job id, "queue" | "total")
         self.graces: list[tuple[int, int, int]] = []  # heap (steady ns, job id, epoch): told to stop
+        # What retention comes to in turn; entries count as long as they say what is so.
+        self.silences: list[tuple[int, int]] = []  # heap (steady ns it was seen at, session)
+        self.ended_keys: list[tuple[int, list[str]]] = []  # heap (wall ns, keys whose jobs ended then)
+        self.deaths: list[tuple[int, int]] = []  # heap (wall ns, dead-lettered job)
 
 
 def worker_of(state: QueueState, name: str, generation: int) -> Worker:
@@ -189,6 +196,14 @@ def worker_of(state: QueueState, name: str, generation: int) -> Worker:
     if worker is None:
         worker = state.workers[name, generation] = Worker(name, generation)
     return worker
+
+
+def bury(state: QueueState, job: Job, died_ns: int) -> None:
+    """The job is a dead letter, since this wall time."""
+    job.state = State.DEAD
+    extra_of(job).died_ns = died_ns
+    state.dead += 1
+    heapq.heappush(state.deaths, (died_ns, job.id))
 
 
 def take_released(state: QueueState) -> list[BlobRef]:
