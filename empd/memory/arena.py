@@ -244,6 +244,13 @@ class Arena:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == ref.size
 
+    def renew(self, ref: BlobRef) -> bool:
+        """Whether the blob is there in this size; no sweep that goes on now takes it away then. Never opens it."""
+        # Another user's file cannot be renewed, and is there all the same.
+        with contextlib.suppress(OSError, BlobMissing):
+            os.utime(self._path(ref.id, ref.durable), follow_symlinks=False)
+        return self.exists(ref)
+
     def find(self, ref_id: str) -> BlobRef | None:
         """The blob with this id, durable or volatile; None: there is none. Reads all of it once for the checksum; the
         encoding is not kept with a blob and counts as `bytes`."""
@@ -286,7 +293,8 @@ class Arena:
     def sweep(self, known_ids: set[str], older_than_s: float) -> int:
         """Removes unfinished files, and blobs not in `known_ids`, untouched for `older_than_s`; returns how many.
 
-        `older_than_s` must exceed the time that a sender may take between putting a blob and naming it.
+        `older_than_s` must exceed the time that a sender may take between putting a blob and naming it. A blob that is
+        renewed meanwhile stays.
         """
         newest_s = clock.now().wall_ns / clock.NS_PER_S - older_than_s
         removed = 0
@@ -294,8 +302,7 @@ class Arena:
             if blob_id in known_ids or found.st_mtime > newest_s:
                 continue
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-                removed += 1
+                removed += _take_away(path, newest_s)
         return removed
 
     def _files(self) -> Iterator[tuple[str, str, os.stat_result]]:
@@ -332,6 +339,18 @@ class Arena:
             _fsync_directory(self.spool_dir)
             _fsync_directory(self.spool_dir.parent)
         self._ready.add(directory)
+
+
+def _take_away(path: str, newest_s: float) -> bool:
+    """Removes a file unless it was touched after `newest_s`. A blob's name goes first: who renews it later does not
+    find it, and who did so before is seen by the look that follows."""
+    aside = path.removesuffix(_PART) + _PART
+    os.rename(path, aside)
+    if os.lstat(aside).st_mtime > newest_s:
+        os.rename(aside, path)
+        return False
+    os.unlink(aside)
+    return True
 
 
 def _make_directory(directory: Path, group: bool) -> None:
