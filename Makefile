@@ -13,11 +13,12 @@ WORKERS ?= auto
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types unit bench samples lock clean system
+.PHONY: help setup demo test test-comfyui lint format types unit bench samples lock clean system
 
 help:
 	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
 	@echo "make test    lint, types and every test"
+	@echo "make test-comfyui COMFYUI_URL=…   the ComfyUI connectors against a real server"
 	@echo "make lint | format | types | unit | bench | samples | lock | clean"
 
 setup: $(READY)
@@ -55,6 +56,11 @@ types: $(READY)
 
 unit: system $(READY) $(WHEELS)/.ready
 	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
+
+# The tests of the ComfyUI connectors against a real server instead of its double; the graphs need no model.
+test-comfyui: $(READY)
+	@test -n "$(COMFYUI_URL)" || { echo "make test-comfyui COMFYUI_URL=http://127.0.0.1:8188"; exit 2; }
+	@COMFYUI_URL=$(COMFYUI_URL) $(BIN)/pytest -q -n 0 tests/services/test_services_comfyui_server.py
 
 # Every scenario, in full size; the page is .bench/index.html.
 bench: $(READY)

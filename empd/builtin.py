@@ -11,4 +11,9 @@ BUILT_IN_CONNECTORS: dict[str, str] = {
     "RestSyncConnector": f"{_SERVICE}.rest:RestSyncConnector",
     "SSEConnector": f"{_SERVICE}.rest_stream:SSEConnector",
     "SimulationConnector": f"{_SERVICE}.simulation:SimulationConnector",
+    "ComfyUIAdvancedConnector": f"{_SERVICE}.comfyui.advanced:ComfyUIAdvancedConnector",
+    "ComfyUIBatchConnector": f"{_SERVICE}.comfyui.batch:ComfyUIBatchConnector",
+    "ComfyUILocalConnector": f"{_SERVICE}.comfyui.local:ComfyUILocalConnector",
+    "ComfyUIRemoteConnector": f"{_SERVICE}.comfyui.remote:ComfyUIRemoteConnector",
+    "ComfyUIWebSocketConnector": f"{_SERVICE}.comfyui.local:ComfyUIWebSocketConnector",
 }

@@ -1,0 +1,109 @@
+"""The WebSocket of one prompt: what it says of the prompt's progress, for as long as the connection lasts.
+
+The socket tells what is new; it is never the truth about how a prompt ended (a message may be missed, and a server
+that restarts forgets). Each prompt has a client id of its own, the prompt's id, so that no neighbour's messages come,
+and a later attempt can listen to a prompt that an earlier one has submitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from empd.connectors.protocol.auth import headers_of, query_of
+from empd.connectors.protocol.http import HTTPConnector
+from empd.connectors.service.comfyui.messages import FEATURES, Message, NodeText, Picture, read
+from empd.connectors.service.comfyui.refusals import BLOCKED
+
+HEARTBEAT_S = 20.0
+RECONNECT_S = 1.0
+MESSAGE_BYTES_MAX = 256 << 20
+"""`SaveImageWebsocket` sends whole images."""
+
+_ENDS = ("execution_success", "execution_error", "execution_interrupted")
+
+Heard = Message | Picture | NodeText
+
+
+class Listener:
+    """Hears one prompt: `async with` it before the prompt is submitted.
+
+    `on_heard(message)` is called for each message about the prompt. `look` is set when the prompt should be looked for:
+    it may have ended, or something may have been missed.
+    """
+
+    def __init__(self, http: HTTPConnector, url: str, prompt_id: str, on_heard: Callable[[Heard], None]) -> None:
+        self.look = asyncio.Event()
+        self.succeeded = False
+        self.started = False
+        self.outputs: dict[str, Any] = {}
+        self._http = http
+        self._url = f"{url}/ws"
+        self._prompt_id = prompt_id
+        self._on_heard = on_heard
+        self._connected = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Listener:
+        self._task = asyncio.create_task(self._listen())
+        connected = asyncio.create_task(self._connected.wait())
+        await asyncio.wait((connected, self._task), return_when=asyncio.FIRST_COMPLETED)
+        connected.cancel()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _listen(self) -> None:
+        """Until it is cancelled. Without a connection the prompt is still looked for; only its progress is not seen."""
+        config = self._http.config
+        while True:
+            try:
+                async with self._http.session.aiohttp.ws_connect(
+                    self._url,
+                    params={"clientId": self._prompt_id, **query_of(config.auth)},
+                    headers={**config.headers, **headers_of(config.auth)},
+                    heartbeat=HEARTBEAT_S,
+                    max_msg_size=MESSAGE_BYTES_MAX,
+                    proxy=config.proxy or None,
+                ) as socket:
+                    await socket.send_str(FEATURES)
+                    await self._hear(socket)
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                pass  # whether the prompt is lost with the connection, the queue will say
+            self._connected.set()
+            self.look.set()
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _hear(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async for frame in socket:
+            if frame.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                # The first message is the server's: from now on it knows this client.
+                self._connected.set()
+                message = read(frame.data)
+                if message is not None and self._is_ours(message):
+                    if isinstance(message, Message):
+                        self._note(message)
+                    self._on_heard(message)
+
+    def _is_ours(self, message: Heard) -> bool:
+        """Prompts without a client are told to everyone."""
+        return isinstance(message, NodeText) or message.prompt_id in ("", self._prompt_id)
+
+    def _note(self, message: Message) -> None:
+        kind, data = message.kind, message.data
+        if kind in ("execution_start", "executing", "progress_state"):
+            self.started = self.started or message.prompt_id == self._prompt_id
+        if kind == "executed" and isinstance(data.get("output"), dict):
+            self.outputs[str(data.get("node"))] = data["output"]
+        elif kind == "execution_success":
+            self.succeeded = True
+        if (kind in _ENDS and data.get("exception_type") != BLOCKED) or (
+            kind == "executing" and data.get("node") is None and message.prompt_id == self._prompt_id
+        ):
+            self.look.set()
