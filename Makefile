@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WHEELS := $(VENV)/wheels
+AZURITE := $(VENV)/servers/azurite
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 WORKERS ?= auto
 SHELL := /bin/bash
@@ -39,6 +40,10 @@ $(WHEELS)/.ready: $(READY)
 	@rm -f $(WHEELS)/empd-*.whl
 	@touch $@
 
+# The tests' own Azure Blob Storage.
+$(AZURITE)/.ready: .ci/azurite | $(READY)
+	@.ci/azurite $(AZURITE)
+
 demo: $(READY)
 	@$(BIN)/empd demo
 
@@ -54,7 +59,7 @@ format: $(READY)
 types: $(READY)
 	@$(BIN)/mypy --no-error-summary
 
-unit: system $(READY) $(WHEELS)/.ready
+unit: system $(READY) $(WHEELS)/.ready $(AZURITE)/.ready
 	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
 
 # The tests of the ComfyUI connectors against a real server instead of its double; the graphs need no model.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 
 from empd.errors import EmpdError, FailureClass
 
-AssetContent = bytes | bytearray | memoryview | str | os.PathLike[str] | AsyncIterable[bytes]
-"""What can be saved: bytes, base64 or a data URL (str), a file (a path object), or a stream of chunks."""
+AssetContent = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]
+"""What can be saved: bytes, base64 or a data URL (str), a file (a path object, or open for reading), or a
+stream of chunks."""
 
 
 class AssetRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,6 +31,58 @@ class AssetRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider: str = ""
     url: str | None = None
     cdn_url: str | None = None
+
+
+FOLDER_PATTERN = r"^([\w()+@=,~-][\w.()+@=,~ -]*(/[\w()+@=,~-][\w.()+@=,~ -]*)*)?$"
+"""Folders that assets may be put under: no part of it is hidden, or leads upward."""
+
+
+def _meta(text: str, accepted: str = "", **constraints: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=text, extra={"accepted": accepted} if accepted else None, **constraints)
+
+
+class AssetConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where assets are kept: an entry under `assets` of the service mapping. Holds secrets: never show it whole."""
+
+    provider: Annotated[
+        Literal["local", "azure"], _meta("local: state_dir/assets, served under /v1/assets/. azure: Blob Storage.")
+    ] = "local"
+    prefix: Annotated[
+        str,
+        _meta(
+            "The folder in the store.",
+            accepted="folders of letters, digits and -_.()+@=,~ with / between, none beginning with a dot",
+            pattern=FOLDER_PATTERN,
+        ),
+    ] = ""
+    container: Annotated[str, _meta("Azure: the blob container; it must exist.")] = ""
+    account: Annotated[str, _meta("Azure: the storage account's name.")] = ""
+    account_url: Annotated[str, _meta("Azure: the blob endpoint, in place of account.")] = ""
+    connection_string: Annotated[str, _meta("Azure: in place of account and credentials.")] = ""
+    key: Annotated[str, _meta("Azure: an account key. Without key and sas: the machine's managed identity.")] = ""
+    sas: Annotated[str, _meta("Azure: a shared access signature that may read, write, list and delete.")] = ""
+    retries: Annotated[int, _meta("Azure: further tries of one request, with back-off.", ge=0, le=20)] = 5
+    cdn_url: Annotated[str, _meta("Where the public finds the assets: the name is appended.")] = ""
+    cdn_check: Annotated[bool, _meta("A result waits until the CDN shows its assets.")] = False
+    cdn_attempts: Annotated[int, _meta("How often the CDN is asked.", ge=1, le=1000)] = 30
+    cdn_interval_s: Annotated[float, _meta("First wait between two questions; it grows.", ge=0)] = 2.0
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown."""
+        return tuple(value for value in (self.key, self.sas, self.connection_string) if value)
+
+    def problem(self) -> tuple[str, str] | None:
+        """The field, and what is wrong with it beside the others; None: nothing."""
+        if self.provider == "local":
+            return None
+        if not self.container:
+            return "container", "missing; accepted: the name of a blob container"
+        if sum(map(bool, (self.account, self.account_url, self.connection_string))) != 1:
+            return "account", "accepted: exactly one of account, account_url and connection_string"
+        if sum(map(bool, (self.key, self.sas, self.connection_string))) > 1:
+            return "key", "accepted: at most one of key, sas and connection_string"
+        return None
 
 
 class AssetFailed(EmpdError):

@@ -1,8 +1,8 @@
 """The service mapping: which job types exist, which workers run them, through which connectors.
 
 A job type leads to worker types (`job_service_required_map`), a worker type to services, a service to a connector.
-The file is JSON with `workers`, `connectors` and `services`; strings may hold `${VAR}` and `${VAR:-default}`, keys
-that begin with `//` are remarks.
+What jobs leave behind as files goes where `assets` says. The file is JSON with `workers`, `connectors`, `services` and
+`assets`; strings may hold `${VAR}` and `${VAR:-default}`, keys that begin with `//` are remarks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from empd.asset import AssetConfig
 from empd.builtin import BUILT_IN_CONNECTORS
 from empd.checking import Report, did_you_mean, read_struct, unknown_key
 from empd.checking import described as _meta
@@ -31,9 +32,11 @@ from empd.internal import (
 )
 from empd.substitution import substitute
 
-"""Connectors that need no entry under `connectors`."""
-
 EMBEDDED_NAME = "embedded mapping"
+
+ASSETS_DEFAULT = "default"
+"""The entry of `assets` that holds for services which name none; it need not be there."""
+
 PINNED_VARIABLE = "CUDA_VISIBLE_DEVICES"
 """Set by the daemon in every worker; a mapping cannot set it."""
 
@@ -117,6 +120,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     plugins: Annotated[tuple[str, ...], _meta(PLUGINS_HELP, accepted=PLUGINS_ACCEPTED)] = ()
     telemetry_logs: tuple[TelemetryLog, ...] = ()
     server: Annotated[InternalServer | None, _meta("How the daemon runs the server of an internal service.")] = None
+    assets: Annotated[str, _meta("Where files go that its jobs make: an entry of assets.")] = ASSETS_DEFAULT
     timeout_s: Annotated[float, _meta("Limit of one run; 0 is none.", ge=0)] | None = None
     progress_timeout_s: Annotated[float, _meta("A run that shows no progress this long hangs.", gt=0)] | None = None
     retries: Annotated[int, _meta("Further attempts after a fault of the job.", ge=0, le=10_000)] | None = None
@@ -153,6 +157,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     connectors: dict[str, ConnectorEntry] = {}
     plugins: tuple[str, ...] = ()
     plugin_options: dict[str, dict[str, Any]] = {}
+    assets: dict[str, AssetConfig] = {}
     source: str = EMBEDDED_NAME
 
     @classmethod
@@ -181,6 +186,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
         sections = _read_sections(plain, report)
         for_all = _read_for_all(plain, report)
         _check_services(sections, report)
+        _check_assets(sections, report)
         for name, worker in sections["workers"].items():
             if worker is not None:
                 _check_worker(name, worker, sections["services"], report)
@@ -266,6 +272,10 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
         required = {*worker.required_env, *self.services[service].required_env}
         return sorted(name for name in required if not (worker.environment.get(name) or environ.get(name)))
 
+    def asset_config(self, service: str) -> AssetConfig:
+        """Where a service's files go; on this machine when the mapping does not say."""
+        return self.assets.get(self.services[service].assets) or AssetConfig()
+
     def connector_path(self, connector: str) -> str:
         """`module:Class` of a connector, empty for a built-in one."""
         entry = self.connectors.get(connector)
@@ -319,7 +329,9 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "workers": WorkerType,
     "connectors": ConnectorEntry,
     "services": Service,
+    "assets": AssetConfig,
 }
+_OPTIONAL_SECTIONS = ("connectors", "assets")
 
 
 def _read_sections(raw: Any, report: Report) -> dict[str, dict[str, Any]]:
@@ -332,7 +344,7 @@ def _read_sections(raw: Any, report: Report) -> dict[str, dict[str, Any]]:
         if key not in _SECTIONS and key not in ForAll.__struct_fields__ and key != "$schema":
             report(key, unknown_key(key, (*_SECTIONS, *ForAll.__struct_fields__)))
     for section, kind in _SECTIONS.items():
-        entries = raw.get(section, {} if section == "connectors" else None)
+        entries = raw.get(section, {} if section in _OPTIONAL_SECTIONS else None)
         if not isinstance(entries, dict):
             report(section, "missing or not an object; accepted: an object, name → entry")
             continue
@@ -376,6 +388,18 @@ def _check_server(name: str, service: Service, report: Report) -> None:
         if len(name) > SERVICE_NAME_CHARS_MAX:
             report(path, f"too long a name for an internal service; accepted: {SERVICE_NAME_CHARS_MAX} characters")
         check_server(f"{path}.server", service.server, service.is_gpu_bound, report)
+
+
+def _check_assets(sections: dict[str, dict[str, Any]], report: Report) -> None:
+    entries = sections["assets"]
+    for name, entry in entries.items():
+        if entry is not None and (found := entry.problem()):
+            report(f"assets.{name}.{found[0]}", found[1])
+    known = list(dict.fromkeys((ASSETS_DEFAULT, *entries)))
+    for name, service in sections["services"].items():
+        if service is not None and service.assets not in known:
+            hint = did_you_mean(service.assets, known)
+            report(f"services.{name}.assets", f'no entry "{service.assets}"{hint}; accepted: {", ".join(known)}')
 
 
 def _check_worker(name: str, worker: WorkerType, services: dict[str, Service | None], report: Report) -> None:

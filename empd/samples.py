@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from empd.asset import AssetConfig
 from empd.checking import is_size
 from empd.internal import InternalServer
 from empd.mapping import ConnectorEntry, ForAll, JobRoute, Service, TelemetryLog, WorkerType
@@ -17,7 +18,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SIZE_PATTERN = r"^\s*\d[\d_]*(\.\d+)?\s*([KkMmGgTt][Ii]?)?[Bb]?\s*$"
 _VARIABLE_PATTERN = r"\$\{"
 
-_MAPPING_KINDS = (ForAll, WorkerType, ConnectorEntry, Service, JobRoute, TelemetryLog, InternalServer)
+_MAPPING_KINDS = (ForAll, WorkerType, ConnectorEntry, Service, JobRoute, TelemetryLog, InternalServer, AssetConfig)
 
 _HEAD = """\
 # empd.toml: the settings of empd, with their defaults.
@@ -76,7 +77,7 @@ def mapping_schema() -> dict[str, Any]:
             schema = definition["properties"][field.name]
             definition["properties"][field.name] = _or_text(schema, is_size(field.type))
         definition |= {"patternProperties": {"^//": {}}, "additionalProperties": False}
-    sections = {"workers": WorkerType, "connectors": ConnectorEntry, "services": Service}
+    sections = {"workers": WorkerType, "connectors": ConnectorEntry, "services": Service, "assets": AssetConfig}
     entries = {
         section: {
             "type": "object",

@@ -203,6 +203,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.state_dir / "spool"
 
     @property
+    def assets_dir(self) -> Path:
+        """Files that jobs made, where the mapping keeps them on this machine."""
+        return self.state_dir / "assets"
+
+    @property
     def volatile_dir(self) -> Path:
         """Blobs that a reboot may take: memory-backed, one directory for each user and runtime directory."""
         return Path(f"/dev/shm/empd-{os.getuid()}-{zlib.crc32(os.fsencode(self.runtime_dir)):08x}")

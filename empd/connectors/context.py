@@ -126,7 +126,7 @@ class Context:
     _payload: Any = None
     _decoded: JobView | None = None
     _event: asyncio.Event | None = None
-    _assets: AssetPort | None = None
+    assets_used: AssetPort | None = None
     _upstream: Upstream | None = None
     span = ""
     """The traceparent of this attempt's own span, where one is made."""
@@ -202,9 +202,9 @@ class Context:
     @property
     def assets(self) -> AssetPort:
         """Where this attempt's files are saved."""
-        if self._assets is None:
-            self._assets = self.port.assets(self)
-        return self._assets
+        if self.assets_used is None:
+            self.assets_used = self.port.assets(self)
+        return self.assets_used
 
     @property
     def upstream(self) -> Upstream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback
 from typing import NamedTuple
 
+from empd.asset import AssetFailed
 from empd.connectors.failures import ConnectorError, describe
 from empd.errors import BlobMissing, FailureClass, Refused
 from empd.job import Cause
@@ -54,6 +55,9 @@ def judge(error: BaseException) -> Verdict:
     if isinstance(error, Refused):
         # This host has no room now: nobody's fault, and another attempt may meet room.
         return Verdict(error.failure, error.reason, True, Cause.UPSTREAM, error.retry_after_s, "")
+    if isinstance(error, AssetFailed):
+        cause = Cause.UPSTREAM if error.upstream else Cause.JOB_FAULT
+        return Verdict(error.failure, error.message[:MESSAGE_CHARS_MAX], error.retry, cause, error.retry_after_s, "")
     if isinstance(error, BlobMissing):
         return Verdict(FailureClass.NOT_FOUND, str(error), False, Cause.JOB_FAULT, None, "")
     failure = _classify(error)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from empd.web import blobs, context, guard, jobs, listing, openapi, pages, problems, servers, status, streams
+from empd.web import assets, blobs, context, guard, jobs, listing, openapi, pages, problems, servers, status, streams
 from empd.web.context import CONTEXT, Context
 from empd.web.problems import Handler
 from empd.web.submission import JobRequest
@@ -102,6 +102,7 @@ ROUTES = (
     Route("GET", "/v1/events", streams.all_events, {200: "events", 503: "not now"}, _RESUME, gives=_SSE),
     Route("POST", "/v1/blobs", blobs.upload, {201: "the blob", 413: "too large", 507: "no room"}, takes="bytes"),
     Route("GET", "/v1/blobs/{id}", blobs.download, {**_BYTES, 404: "no such blob"}, gives=_ANY),
+    Route("GET", "/v1/assets/{name}", assets.download_asset, {**_BYTES, 404: "no such asset"}, gives=_ANY),
 )
 
 
@@ -112,9 +113,10 @@ def build(ctx: Context) -> web.Application:
     app[CONTEXT] = ctx
     app[blobs.KNOWN] = blobs.Known()
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, route.handler)
+        path = route.path.replace("{name}", "{name:.+}")  # the only parameter that has slashes
+        app.router.add_route(route.method, path, route.handler)
         if route.method == "GET" and route.path not in _STREAMS:
-            app.router.add_route("HEAD", route.path, route.handler)
+            app.router.add_route("HEAD", path, route.handler)
     app.on_response_prepare.append(guard.add_headers)
     return app
 

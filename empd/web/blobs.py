@@ -39,6 +39,15 @@ class Span(NamedTuple):
     end: int
 
 
+class Content(NamedTuple):
+    """What is sent: how much, how it is told from other content, what it is, how long it may be kept."""
+
+    size: int
+    etag: str
+    media_type: str
+    cache: str = "private, max-age=31536000, immutable"
+
+
 class Unsatisfiable(ValueError):
     """A range that lies past the end."""
 
@@ -174,25 +183,31 @@ async def send_blob(request: web.Request, ref: BlobRef) -> web.StreamResponse:
     except BlobMissing as error:
         raise Problem(FailureClass.NOT_FOUND, str(error)) from None
     try:
-        response, span = _head(request, ref.size, f'"{ref.id}"', _MEDIA_TYPES.get(ref.encoding, _MEDIA_TYPES["bytes"]))
-        await response.prepare(request)
-        position = span.start
-        while request.method != "HEAD" and position < span.end:
-            count = min(CHUNK_BYTES, span.end - position)
-            data = await in_thread(functools.partial(os.pread, fd, count, position))
-            if not data:
-                break
-            await response.write(data)
-            position += len(data)
-        await response.write_eof()
-        return response
+        media_type = _MEDIA_TYPES.get(ref.encoding, _MEDIA_TYPES["bytes"])
+        return await send_file(request, fd, Content(ref.size, f'"{ref.id}"', media_type))
     finally:
         os.close(fd)
 
 
+async def send_file(request: web.Request, fd: int, content: Content) -> web.StreamResponse:
+    """An open file's bytes as the answer, or a range of them."""
+    response, span = _head(request, content)
+    await response.prepare(request)
+    position = span.start
+    while request.method != "HEAD" and position < span.end:
+        count = min(CHUNK_BYTES, span.end - position)
+        data = await in_thread(functools.partial(os.pread, fd, count, position))
+        if not data:
+            break
+        await response.write(data)
+        position += len(data)
+    await response.write_eof()
+    return response
+
+
 async def send_bytes(request: web.Request, data: bytes, etag: str, media_type: str) -> web.StreamResponse:
     """Bytes in memory as the answer, with the same ranges."""
-    response, span = _head(request, len(data), etag, media_type)
+    response, span = _head(request, Content(len(data), etag, media_type))
     await response.prepare(request)
     if request.method != "HEAD":
         await response.write(data[span.start : span.end])
@@ -200,9 +215,10 @@ async def send_bytes(request: web.Request, data: bytes, etag: str, media_type: s
     return response
 
 
-def _head(request: web.Request, size: int, etag: str, media_type: str) -> tuple[web.StreamResponse, Span]:
-    """The head of an answer of `size` bytes, and the bytes to send: 200, 206, 304, or 416 as a Problem."""
-    headers = {"Accept-Ranges": "bytes", "ETag": etag, "Cache-Control": "private, max-age=31536000, immutable"}
+def _head(request: web.Request, content: Content) -> tuple[web.StreamResponse, Span]:
+    """The head of an answer, and the bytes to send: 200, 206, 304, or 416 as a Problem."""
+    size, etag, media_type, cache = content
+    headers = {"Accept-Ranges": "bytes", "ETag": etag, "Cache-Control": cache}
     if _names(request.headers.get("If-None-Match", ""), etag):
         return web.StreamResponse(status=304, headers=headers), Span(0, 0)
     condition = request.headers.get("If-Range")

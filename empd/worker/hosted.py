@@ -20,7 +20,7 @@ from empd.connectors.base import (
     Service,
     Site,
 )
-from empd.connectors.context import Context, JobPort, JobView
+from empd.connectors.context import Context, JobView
 from empd.connectors.endpoints import Defaults, Endpoints, default_url, fixed_url
 from empd.connectors.failures import ServiceUnavailable, describe
 from empd.connectors.redaction import secrets_in
@@ -30,6 +30,7 @@ from empd.worker import course
 from empd.worker.facts import Report, shown
 from empd.worker.holds import Holds
 from empd.worker.log import Log
+from empd.worker.port import Port
 from empd.worker.tally import Tally
 
 RETRY_FIRST_S = 1.0
@@ -69,9 +70,7 @@ class Hosted:
     `on_change()` is called when what can be offered has changed.
     """
 
-    def __init__(
-        self, name: str, plan: Plan, site: Site, port: JobPort, log: Log, tracer: Tracer | None = None
-    ) -> None:
+    def __init__(self, name: str, plan: Plan, site: Site, port: Port, log: Log, tracer: Tracer | None = None) -> None:
         self.name = name
         self._tracer = tracer or Tracer()
         self.redact = log.redact
@@ -223,6 +222,7 @@ class Hosted:
         if connector is not None:
             await connector.stop()
         self.hold.clear()
+        await self.port.storage.close()
         self._reason = self._reason or "closed"
         self._told()
 
@@ -258,6 +258,7 @@ class Hosted:
 
     async def _keep(self, connector: Service, on_change: Callable[[], None]) -> None:
         """Asks for health at the connector's interval; while it is bad, sooner, with back-off."""
+        self.port.storage.on_failure = lambda: self._storage_failed(on_change)
         retry_s = RETRY_FIRST_S
         while True:
             if self._reason:
@@ -277,6 +278,7 @@ class Hosted:
     async def _look(self, connector: Service, healthy: Coroutine[Any, Any, bool]) -> None:
         was = self._reason
         self._reason = "" if await healthy else self.redact(connector.reason) or "not healthy"
+        self._reason = self._reason or await self.port.storage.problem()
         if not self._reason and isinstance(connector, HasModels):
             try:
                 self.models = await connector.models()
@@ -291,6 +293,11 @@ class Hosted:
         if self._reason != was:
             level = "warning" if self._reason else "info"
             self._log("service_health", level, service=self.name, state=connector.state.value, reason=self._reason)
+
+    def _storage_failed(self, on_change: Callable[[], None]) -> None:
+        if not self._reason:
+            self._reason = "assets cannot be saved"
+            on_change()
 
     async def _refuse(self, job: JobView, context: Context) -> Any:
         raise ServiceUnavailable(self._reason or f"service {self.name!r} is closed")

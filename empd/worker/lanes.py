@@ -123,7 +123,7 @@ class Lanes:
                     value = await process(job, context)
                     lane.finishing = True
                     carried = encode(value)
-                    if carried is None or context.stop_reason:
+                    if carried is None or context.stop_reason or context.assets_used is not None:
                         await outcomes.finish(hosted, context, value)
                     else:
                         outbox.completed((assigned.id, assigned.epoch), carried, None)

@@ -18,6 +18,7 @@ from empd.job import Cause
 from empd.memory.arena import Arena
 from empd.payload import INLINE_BYTES_MAX, Carried
 from empd.wire.frames import FailedJob, JobError
+from empd.worker.assets import AttemptAssets
 from empd.worker.hosted import Hosted
 from empd.worker.outbox import Claim, Outbox
 
@@ -33,6 +34,7 @@ class Outcomes:
         self._arena = arena
         self._durable = durable
         self.note = note
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def encode(self, value: Any) -> bytes | None:
         """The value as a frame carries it; None when it takes more than that (`finish` knows)."""
@@ -45,8 +47,12 @@ class Outcomes:
         """Reports a completed job with a result of any size. Raises what makes the result unusable."""
         claim = (context.job.id, context.job.epoch)
         if context.stop_reason == "abandon":
+            self._discard(context)
             self.outbox.abandoned(claim)
             return
+        if isinstance(context.assets_used, AttemptAssets):
+            # Before the result is told, so that who reads it finds this attempt's files and no others.
+            await context.assets_used.settle()
         usage = None
         if isinstance(value, Result):
             value, usage = value.value, value.usage
@@ -67,6 +73,7 @@ class Outcomes:
     def failed(self, hosted: Hosted, context: Context, error: BaseException) -> None:
         """Reports an attempt that ended with an exception."""
         claim = (context.job.id, context.job.epoch)
+        self._discard(context)
         if context.stop_reason:
             self._stopped(hosted, claim, context.stop_reason, context)
             return
@@ -76,6 +83,13 @@ class Outcomes:
         verdict = verdict._replace(message=hosted.redact(verdict.message), evidence=hosted.redact(verdict.evidence))
         self.outbox.failed(_failed_job(claim, verdict))
         hosted.tally.ended("failed", verdict.failure.value)
+
+    def _discard(self, context: Context) -> None:
+        """Has the files of an attempt that does not count removed, meanwhile."""
+        if isinstance(context.assets_used, AttemptAssets):
+            task = asyncio.ensure_future(context.assets_used.discard())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def never_ran(self, hosted: Hosted | None, claim: Claim, reason: str) -> None:
         """Reports a job that was stopped before it began."""

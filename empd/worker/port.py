@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from empd.connectors.context import AssetPort, Context, NoAssets
+from empd.connectors.context import AssetPort, Context
 from empd.memory.arena import Arena
 from empd.payload import BlobRef
+from empd.worker.assets import Storage
 from empd.worker.report import Reporter
 from empd.worker.requests import Requests
 
@@ -21,20 +22,20 @@ class Port:
         reporter: Reporter,
         arena: Arena,
         on_progress: Callable[[Context], None],
-        redact: Callable[[str], str],
+        storage: Storage,
     ) -> None:
         self.secrets: Mapping[str, str] = {}
         self.instance = ""
-        self.make_assets: Callable[[Context], AssetPort] = lambda context: NoAssets()
-        self._redact = redact
+        self.storage = storage
+        self._redact = storage.log.redact
         self._requests = requests
         self._reporter = reporter
         self._arena = arena
         self._on_progress = on_progress
 
     def assets(self, context: Context) -> AssetPort:
-        """The storage of this worker."""
-        return self.make_assets(context)
+        """The attempt's files in the service's storage."""
+        return self.storage.attempt(context)
 
     def progress(self, context: Context, fraction: float, message: str, step: int, steps: int) -> None:
         """To the board and to telemetry."""

@@ -30,6 +30,7 @@ from empd.memory.arena import Arena
 from empd.wire import codec, frames
 from empd.wire.telemetry import ServiceFacts
 from empd.worker.activity import Activities
+from empd.worker.assets import Storage
 from empd.worker.hosted import Hosted, Plan
 from empd.worker.internal import Internal
 from empd.worker.lanes import Entry, Lanes
@@ -157,7 +158,9 @@ class Worker:
             logger=self._log.logger,
             metrics=Meters(),
         )
-        port = Port(self._requests, self._reporter, arena, self._activities.moved, self._log.redact)
+        config, settings = mapping.asset_config(name), self._settings
+        storage = Storage(name, config, settings.assets_dir, settings.disk_free_min_bytes, self._log)
+        port = Port(self._requests, self._reporter, arena, self._activities.moved, storage)
         hosted = self._hosted(name, plan, site, port)
         hosted.on_facts = lambda: self._reporter.facts(name, lambda: self._facts(hosted))
         return hosted

@@ -381,7 +381,7 @@ def test_one_slot_unless_the_mapping_says_otherwise() -> None:
 def test_schema_names_every_key_and_accepts_variables_for_numbers() -> None:
     schema = mapping_schema()
     assert set(schema["properties"]) == {
-        "$schema", "workers", "connectors", "services", "plugins", "plugin_options",
+        "$schema", "workers", "connectors", "services", "assets", "plugins", "plugin_options",
     }  # fmt: skip
     worker = schema["$defs"]["WorkerType"]
     assert worker["additionalProperties"] is False

@@ -8,10 +8,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from empd.asset import AssetConfig
 from empd.connectors.base import Cancellable, Service, Site
 from empd.connectors.context import JobDetails
 from empd.memory.arena import Arena
 from empd.wire import frames
+from empd.worker.assets import Storage
 from empd.worker.hosted import Hosted, Plan
 from empd.worker.lanes import Lanes
 from empd.worker.log import Log
@@ -84,7 +86,7 @@ class Rig:
         self.lanes = Lanes(concurrency, Outcomes(self.outbox, arena, True, lambda now_ns: None), self.lost.append)
         unused: Any = None
         site = Site(service="s", max_concurrent_jobs=concurrency)
-        port = Port(unused, unused, arena, unused, unused)
+        port = Port(unused, unused, arena, unused, Storage("s", AssetConfig(), directory, 0, Log("error")))
         self.hosted = Hosted("s", Plan("", "", {}, (), (), concurrency), site, port, Log("error"))
         self.service = kind(site)
         self.hosted.meter = self.service

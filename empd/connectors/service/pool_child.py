@@ -81,8 +81,10 @@ class PoolAssets:
             verb, data = "asset_path", os.fsencode(os.path.abspath(content))
         elif isinstance(content, AsyncIterable):
             verb, data = "asset", b"".join([chunk async for chunk in content])
-        else:
+        elif isinstance(content, (bytes, bytearray, memoryview)):
             verb, data = "asset", bytes(content)
+        else:
+            verb, data = "asset", content.read()
         extra = dict(metadata) if metadata is not None else None
         return msgspec.msgpack.decode(self._ask(Ask(verb, name, data, 0, output, extra)).data, type=AssetRef)
 

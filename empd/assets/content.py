@@ -1,0 +1,162 @@
+"""What a connector gives to be saved, read piece by piece, with its size and hash counted on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import os
+import re
+import stat
+import urllib.parse
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import BinaryIO, Protocol
+
+from empd.asset import AssetContent, AssetFailed
+from empd.errors import FailureClass
+
+BLOCK_BYTES = 2 << 20
+"""What is read and sent at once; content up to this is saved in one request."""
+
+_DATA_URL = re.compile(r"data:([^,]*?)(;base64)?,", re.IGNORECASE)
+_IN_THREAD_BYTES_MIN = 256 * 1024
+
+
+class Source(Protocol):
+    """Bytes from somewhere. `read(count)` gives at most that many, none at the end."""
+
+    async def read(self, count: int) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class Memory:
+    """Bytes that are there already."""
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._view = memoryview(data).cast("B")
+
+    async def read(self, count: int) -> bytes:
+        """The next bytes."""
+        piece, self._view = bytes(self._view[:count]), self._view[count:]
+        return piece
+
+    def close(self) -> None:
+        """Lets go of the bytes."""
+        self._view.release()
+
+
+class File:
+    """A file, or an open binary file of whoever gives it (who closes it too)."""
+
+    def __init__(self, file: BinaryIO, *, owned: bool) -> None:
+        self._file = file
+        self._owned = owned
+
+    async def read(self, count: int) -> bytes:
+        """The next bytes, read in a thread."""
+        return await asyncio.to_thread(self._file.read, count)
+
+    def close(self) -> None:
+        """Closes what was opened here."""
+        if self._owned:
+            self._file.close()
+
+
+class Stream:
+    """Chunks of any size as they come."""
+
+    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
+        self._chunks: AsyncIterator[bytes] = aiter(chunks)
+        self._rest = memoryview(b"")
+
+    async def read(self, count: int) -> bytes:
+        """The rest of the last chunk, or the next chunk that is not empty."""
+        while not self._rest:
+            try:
+                self._rest = memoryview(await anext(self._chunks))
+            except StopAsyncIteration:
+                return b""
+        piece, self._rest = bytes(self._rest[:count]), self._rest[count:]
+        return piece
+
+    def close(self) -> None:
+        """The stream belongs to whoever gave it."""
+
+
+class Intake:
+    """Content taken in blocks. `size_bytes` and `sha256` are of what was taken so far."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """64 hex digits."""
+        return self._hash.hexdigest()
+
+    async def block(self) -> bytes:
+        """The next BLOCK_BYTES bytes; fewer only at the end."""
+        data = await self._source.read(BLOCK_BYTES)
+        if 0 < len(data) < BLOCK_BYTES:
+            pieces, have = [data], len(data)
+            while have < BLOCK_BYTES and (piece := await self._source.read(BLOCK_BYTES - have)):
+                pieces.append(piece)
+                have += len(piece)
+            data = b"".join(pieces)
+        self.size_bytes += len(data)
+        if len(data) < _IN_THREAD_BYTES_MIN:
+            self._hash.update(data)
+        else:
+            await asyncio.to_thread(self._hash.update, data)
+        return data
+
+    def close(self) -> None:
+        """Closes the source."""
+        self._source.close()
+
+
+async def take(content: AssetContent) -> Intake:
+    """Opens content. Raises AssetFailed when it is no content: broken base64, no regular file, a wrong type."""
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return Intake(Memory(content))
+    if isinstance(content, str):
+        if len(content) < _IN_THREAD_BYTES_MIN:
+            return Intake(Memory(decode_text(content)))
+        return Intake(Memory(await asyncio.to_thread(decode_text, content)))
+    if isinstance(content, os.PathLike):
+        return Intake(File(await asyncio.to_thread(_open, content), owned=True))
+    if isinstance(content, AsyncIterable):
+        return Intake(Stream(content))
+    if hasattr(content, "read"):
+        return Intake(File(content, owned=False))
+    raise AssetFailed(FailureClass.INTERNAL, f"a {type(content).__name__} cannot be saved as an asset", retry=False)
+
+
+def decode_text(text: str) -> bytes:
+    """The bytes behind base64 or a data URL. Raises AssetFailed."""
+    head = _DATA_URL.match(text)
+    if head is not None and head[2] is None:
+        return urllib.parse.unquote_to_bytes(text[head.end() :])
+    try:
+        encoded = (text[head.end() :] if head else text).encode("ascii")
+        if any(space in encoded for space in b"\r\n \t"):
+            encoded = encoded.translate(None, b"\r\n \t")
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise AssetFailed(FailureClass.BAD_RESPONSE, f"neither base64 nor a data URL: {error}", retry=False) from None
+
+
+def _open(path: os.PathLike[str]) -> BinaryIO:
+    name = os.path.basename(path)
+    try:
+        # Not blocking: opening a named pipe would wait for its writer for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise AssetFailed(FailureClass.NOT_FOUND, f"the file {name!r} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise AssetFailed(FailureClass.NOT_FOUND, f"{name!r} is not a regular file", retry=False)
+    return open(fd, "rb", buffering=0)

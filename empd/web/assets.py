@@ -1,0 +1,62 @@
+"""Assets that the mapping keeps on this machine, over HTTP: downloads with ranges and ETags."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from aiohttp import web
+
+from empd.asset import FOLDER_PATTERN
+from empd.errors import FailureClass
+from empd.media import HEAD_BYTES, media_type
+from empd.web import context
+from empd.web.blobs import Content, in_thread, send_file
+from empd.web.problems import Problem
+
+CACHE = "private, no-cache"
+"""An asset that a payload named may be written again: whoever keeps it asks whether it is still the same."""
+
+_NAME = re.compile(FOLDER_PATTERN)
+
+
+class Opened(NamedTuple):
+    """An asset, open for reading."""
+
+    fd: int
+    content: Content
+
+
+async def download_asset(request: web.Request) -> web.StreamResponse:
+    """GET /v1/assets/{name}: the bytes, or a range of them. `name` may have slashes."""
+    name = request.match_info["name"]
+    root = context.of(request).settings.assets_dir
+    found = await in_thread(functools.partial(_open, root, name))
+    if found is None:
+        raise Problem(FailureClass.NOT_FOUND, f"there is no asset {name[:200]!r} here")
+    try:
+        return await send_file(request, found.fd, found.content)
+    finally:
+        os.close(found.fd)
+
+
+def _open(root: Path, name: str) -> Opened | None:
+    # Hidden files are the store's own; nothing that could lead out of it is a name.
+    if not _NAME.fullmatch(name):
+        return None
+    try:
+        fd = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        return None
+    head = os.pread(fd, HEAD_BYTES, 0)
+    etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
+    kind = media_type(head, whole=len(head) == status.st_size)
+    return Opened(fd, Content(status.st_size, etag, kind, CACHE))

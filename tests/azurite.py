@@ -1,0 +1,110 @@
+"""Azurite, Microsoft's own stand-in for Azure Blob Storage, as a process of the tests on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from azure.storage.blob import BlobServiceClient
+
+from tests.box import WAIT_S, wait_until
+
+MAIN = Path(sys.prefix, "servers", "azurite", "node_modules", "azurite", "dist", "src", "blob", "main.js")
+ACCOUNT = "devstoreaccount1"
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Azurite's account and key are the same everywhere, and no secret."""
+
+_PORT = re.compile(r"successfully listens? on http://127\.0\.0\.1:(\d+)")
+
+
+class Azurite:
+    """A running blob service; `in_memory` ones hold little, others lie in a temporary folder."""
+
+    def __init__(self, *, in_memory: bool = True) -> None:
+        assert MAIN.exists(), f"{MAIN} is missing: `make test` installs it"
+        self.folder = Path(tempfile.mkdtemp(prefix="empd-azurite-", dir="/tmp"))
+        self._log = self.folder / "log"
+        options = [
+            "--blobHost",
+            "127.0.0.1",
+            "--blobPort",
+            "0",
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+        ]
+        options += ["--inMemoryPersistence"] if in_memory else ["--location", str(self.folder)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                ["node", str(MAIN), *options],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+            )
+        try:
+            self.port = int(wait_until(self._port, "Azurite to listen")[1])
+        except BaseException:
+            self.close()
+            raise
+
+    def _port(self) -> re.Match[str] | None:
+        text = self._log.read_text(errors="replace")
+        assert self._process.poll() is None, f"Azurite ended:\n{text}"
+        return _PORT.search(text)
+
+    @property
+    def url(self) -> str:
+        """The account's blob endpoint."""
+        return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+
+    @property
+    def connection_string(self) -> str:
+        """What a client of Azure takes."""
+        return f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={self.url};"
+
+    def store(self, container: str, **more: Any) -> dict[str, Any]:
+        """An entry of the mapping's `assets`; the container is made where it is missing."""
+        with contextlib.suppress(Exception), self.client() as client:  # it is there already
+            client.create_container(container)
+        return {"provider": "azure", "container": container, "connection_string": self.connection_string, **more}
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[BlobServiceClient]:
+        """Microsoft's own client."""
+        with BlobServiceClient.from_connection_string(self.connection_string) as client:
+            yield client
+
+    def blobs(self, container: str) -> dict[str, dict[str, str]]:
+        """The names of all blobs with their metadata."""
+        with self.client() as client:
+            found = client.get_container_client(container).list_blobs(include=["metadata"])
+            return {blob.name: dict(blob.metadata or {}) for blob in found}
+
+    def read(self, container: str, name: str) -> bytes:
+        """A blob's bytes."""
+        with self.client() as client:
+            return bytes(client.get_blob_client(container, name).download_blob().readall())
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
