@@ -10,6 +10,7 @@ BUILT_IN_CONNECTORS: dict[str, str] = {
     "RestStreamConnector": f"{_SERVICE}.rest_stream:RestStreamConnector",
     "RestSyncConnector": f"{_SERVICE}.rest:RestSyncConnector",
     "SSEConnector": f"{_SERVICE}.rest_stream:SSEConnector",
+    "SimulationHttpConnector": f"{_SERVICE}.simulation_http:SimulationHttpConnector",
     "SimulationConnector": f"{_SERVICE}.simulation:SimulationConnector",
     "ComfyUIAdvancedConnector": f"{_SERVICE}.comfyui.advanced:ComfyUIAdvancedConnector",
     "ComfyUIBatchConnector": f"{_SERVICE}.comfyui.batch:ComfyUIBatchConnector",

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "config": Entry("empd.cli.config:config", "Check, show and describe the configuration."),
     "journal": Entry("empd.cli.journal:journal", "Verify or export the journal."),
     "bench": Entry("empd.cli.bench:bench", "Measure the daemon, compare two runs, make a report."),
+    "simulate": Entry("empd.cli.simulate:simulate", "Serve simulated services to try connectors on."),
     "version": Entry("empd.cli.version:version", "Print the version."),
 }
 

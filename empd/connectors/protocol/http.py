@@ -28,7 +28,6 @@ from empd.connectors.failures import ConnectorError, InvalidInput, ServiceUnavai
 from empd.connectors.protocol import auth
 from empd.connectors.protocol.cache import Cache
 from empd.connectors.protocol.calls import Calls, Rules
-from empd.connectors.protocol.circuit_breaker import CircuitState
 from empd.connectors.protocol.http_config import HTTPConfig, RequestOptions
 from empd.connectors.protocol.http_response import HTTPResponse, value_if_json
 from empd.connectors.protocol.http_session import HTTPSession, Outgoing, read_bounded
@@ -128,13 +127,7 @@ class HTTPConnector(Service):
             await session.close()
 
     async def check_health(self) -> bool:
-        """Whether the main call's circuit lets calls through, and `health_path`, where there is one, answers.
-
-        Asked once, around limits and circuit.
-        """
-        circuit = self.calls.circuits.get(self._endpoint)
-        if circuit is not None and circuit.state is CircuitState.OPEN:
-            circuit.check(time.monotonic())
+        """Asks `health_path`, once, around limits and circuit; healthy where none is configured."""
         if not self.config.health_path:
             return True
         timeout = aiohttp.ClientTimeout(total=self.config.health_timeout_s)
