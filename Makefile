@@ -9,18 +9,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WHEELS := $(VENV)/wheels
 AZURITE := $(VENV)/servers/azurite
+SERVERS := $(patsubst tests/servers/%.txt,$(VENV)/servers/%/.ready,$(wildcard tests/servers/*.txt))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 WORKERS ?= auto
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-comfyui lint format types unit bench samples lock clean system
+.PHONY: help setup demo test test-comfyui lint format types unit bench samples protos lock clean system
 
 help:
 	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
 	@echo "make test    lint, types and every test"
 	@echo "make test-comfyui COMFYUI_URL=…   the ComfyUI connectors against a real server"
-	@echo "make lint | format | types | unit | bench | samples | lock | clean"
+	@echo "make lint | format | types | unit | bench | samples | protos | lock | clean"
 
 setup: $(READY)
 
@@ -44,6 +45,13 @@ $(WHEELS)/.ready: $(READY)
 $(AZURITE)/.ready: .ci/azurite | $(READY)
 	@.ci/azurite $(AZURITE)
 
+# Servers that the tests speak with, each in an environment of its own; the versions in tests/servers are all they need.
+$(VENV)/servers/%/.ready: tests/servers/%.txt | $(READY)
+	@echo "setting up $(@D)"
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps -r $<
+	@touch $@
+
 demo: $(READY)
 	@$(BIN)/empd demo
 
@@ -59,7 +67,7 @@ format: $(READY)
 types: $(READY)
 	@$(BIN)/mypy --no-error-summary
 
-unit: system $(READY) $(WHEELS)/.ready $(AZURITE)/.ready
+unit: system $(READY) $(WHEELS)/.ready $(AZURITE)/.ready $(SERVERS)
 	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
 
 # The tests of the ComfyUI connectors against a real server instead of its double; the graphs need no model.
@@ -75,6 +83,12 @@ bench: $(READY)
 # etc/empd.toml, from the table of settings.
 samples: $(READY)
 	@$(BIN)/python -c 'from empd.samples import sample_toml; print(sample_toml(), end="")' > etc/empd.toml
+
+# The message types of gRPC services, from their .proto files.
+PROTOS := empd/connectors/protocol
+protos: $(READY)
+	@for name in kserve reflection; do \
+	   $(BIN)/python -m grpc_tools.protoc -I $(PROTOS) --descriptor_set_out=$(PROTOS)/$$name.binpb $$name.proto; done
 
 system:
 	@.ci/system-packages test

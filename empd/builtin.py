@@ -5,6 +5,7 @@ from __future__ import annotations
 _SERVICE = "empd.connectors.service"
 
 BUILT_IN_CONNECTORS: dict[str, str] = {
+    "KServeConnector": f"{_SERVICE}.kserve:KServeConnector",
     "PythonConnector": f"{_SERVICE}.python_callable:PythonConnector",
     "RestAsyncConnector": f"{_SERVICE}.rest:RestAsyncConnector",
     "RestStreamConnector": f"{_SERVICE}.rest_stream:RestStreamConnector",

@@ -1,0 +1,187 @@
+"""gRPC services on grpcio's asyncio: one channel, deadlines, gRPC's own retries and load balancing, verdicts.
+
+A service of this kind names its methods by descriptors (`descriptors.Descriptors`) and calls `unary` or `stream`.
+Cancelling the job's task cancels the call, and gRPC tells the server.
+
+grpcio starts threads and must never be in a process that forks: this module is loaded in a worker, when a service of
+that worker is configured, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, ClassVar
+
+from empd.connectors.base import ConnectorConfig, Service, Site
+from empd.connectors.context import Context
+from empd.connectors.failures import InvalidInput, ServiceTimeout, ServiceUnavailable
+from empd.connectors.protocol.auth import headers_of
+from empd.connectors.protocol.calls import Calls, Rules
+from empd.connectors.protocol.grpc_config import GRPCConfig, channel_options, pem_files, target_of
+from empd.connectors.protocol.grpc_errors import GRPC, verdict_of
+from empd.connectors.protocol.retry import asked_wait_s, time_left_s
+from empd.connectors.protocol.verdicts import TEXT_CHARS_MAX, Trouble, VerdictTable
+
+# gRPC's core reads this once, when it is loaded; its notes on each lost connection would fill the worker's log.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+try:
+    import grpc.aio
+    from google.protobuf.message import Message
+
+    from empd.connectors.protocol.descriptors import MethodType
+except ImportError as error:
+    raise ImportError(f"gRPC connectors need the extra `grpc` (pip install 'empd[grpc]'): {error}") from error
+
+Take = Callable[[bytes], Any]
+
+
+class GRPCConnector(Service):
+    """Base of the services that speak gRPC. `verdicts` is the service's table; its rows have status codes by name."""
+
+    service_type: ClassVar[str] = "grpc"
+    protocol: ClassVar[str] = "grpc"
+    Config: ClassVar[type[ConnectorConfig]] = GRPCConfig
+    config: GRPCConfig
+    verdicts: ClassVar[VerdictTable] = GRPC
+
+    def __init__(self, config: ConnectorConfig, site: Site) -> None:
+        super().__init__(config, site)
+        self.target = ""
+        if self.config.addresses:
+            target_of(self.config, "")
+        self.calls = Calls(Rules(self.config.retry, self.config.rate_limit, self.config.circuit), site)
+        self._metadata = [
+            (name.lower(), value) for name, value in {**self.config.metadata, **headers_of(self.config.auth)}.items()
+        ]
+        self._channel: grpc.aio.Channel | None = None
+
+    async def open(self) -> None:
+        """Makes the channel; it connects when it is used."""
+        try:
+            self.target = target_of(self.config, self.site.endpoint)
+        except ValueError as error:
+            raise ServiceUnavailable(str(error)) from None
+        options = channel_options(self.config)
+        tls = self.config.tls
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(self.target, options)
+            return
+        credentials = grpc.ssl_channel_credentials(*await asyncio.to_thread(pem_files, tls))
+        self._channel = grpc.aio.secure_channel(self.target, credentials, options)
+
+    async def close(self) -> None:
+        """Ends the channel, and what is called on it."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def check_health(self) -> bool:
+        """Whether there is a connection."""
+        try:
+            async with asyncio.timeout(self.config.connect_timeout_s):
+                await self.channel.channel_ready()
+        except TimeoutError:
+            limit_s = self.config.connect_timeout_s
+            raise ServiceUnavailable(f"no connection to {self.target} within {limit_s:g} s") from None
+        return True
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The open channel. Raises ServiceUnavailable before `open` and after `close`."""
+        if self._channel is None:
+            raise ServiceUnavailable(f"service {self.site.service!r} is not open")
+        return self._channel
+
+    async def unary(self, method: MethodType, request: Message, context: Context | None = None) -> Any:
+        """One message there, one back. Raises ConnectorError, by `verdicts`."""
+        self._check_size(request)
+        call = self.channel.unary_unary(method.path, type(request).SerializeToString, method.response.FromString)
+
+        async def once() -> Any:
+            return await call(request, timeout=self._deadline_s(context), metadata=self._metadata_for(context))
+
+        return await self._judged(method.path, once, context)
+
+    async def stream(
+        self, method: MethodType, requests: Iterable[Message] | AsyncIterator[Message], take: Take, context: Context
+    ) -> None:
+        """Sends `requests`, and gives each answer (its bytes) to `take`, which may be a coroutine function.
+
+        A method with one request takes the first. Raises ConnectorError; what `take` raises ends the call.
+        """
+        serialize = method.request.SerializeToString
+        metadata = self._metadata_for(context)
+
+        async def once() -> None:
+            if method.client_streaming:
+                open_stream = self.channel.stream_stream(method.path, serialize)
+                call = open_stream(self._checked(requests), timeout=self._deadline_s(context), metadata=metadata)
+            else:
+                (request,) = [item async for item in self._checked(requests)]
+                call = self.channel.unary_stream(method.path, serialize)(
+                    request, timeout=self._deadline_s(context), metadata=metadata
+                )
+            try:
+                async for answer in call:
+                    taken = take(answer)
+                    if inspect.isawaitable(taken):
+                        await taken
+            finally:
+                call.cancel()  # nothing, when the call is over
+
+        await self._judged(method.path, once, context)
+
+    async def _judged(self, path: str, call: Callable[[], Any], context: Context | None) -> Any:
+        """The call with turn, circuit and verdict. Its retries are gRPC's own."""
+
+        async def once() -> Any:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                raise self._trouble(error.code().name, error.details(), error.trailing_metadata()) from error
+            except asyncio.CancelledError:
+                # grpcio says so too when it was the server that cancelled.
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                raise self._trouble("CANCELLED", "the server ended the call", None) from None
+
+        try:
+            return await self.calls.once(path, once, context)
+        except Trouble as trouble:
+            raise trouble.error from trouble.__cause__
+
+    def _trouble(self, code: str, details: str | None, trailing: Any) -> Trouble:
+        hints = {key: value for key, value in trailing or () if isinstance(value, str)}
+        asked_s = asked_wait_s({"Retry-After": hints.get("retry-after", ""), **hints}, time.time())
+        row = verdict_of(self.verdicts, code, asked_s)
+        return Trouble(row, row.error(f"{code}: {(details or '')[:TEXT_CHARS_MAX]}", asked_s))
+
+    def _deadline_s(self, context: Context | None) -> float:
+        left_s = min(self.config.timeout_s, time_left_s(context))
+        if left_s <= 0:
+            raise ServiceTimeout("the job's deadline has passed")
+        return left_s
+
+    def _metadata_for(self, context: Context | None) -> list[tuple[str, str]]:
+        trace = context.trace if context is not None else ""
+        return [*self._metadata, ("traceparent", trace)] if trace else self._metadata
+
+    def _check_size(self, request: Message) -> None:
+        if request.ByteSize() > self.config.message_bytes_max:
+            raise InvalidInput(f"the request has more than {self.config.message_bytes_max} bytes (message_bytes_max)")
+
+    async def _checked(self, requests: Iterable[Message] | AsyncIterator[Message]) -> AsyncIterator[Message]:
+        if isinstance(requests, AsyncIterator):
+            async for request in requests:
+                self._check_size(request)
+                yield request
+            return
+        for request in requests:
+            self._check_size(request)
+            yield request
