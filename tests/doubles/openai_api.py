@@ -88,12 +88,17 @@ class OpenAIDouble:
     """The service. `polls` is how often a background response is asked for before it ends; `ending` how it ends."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As new."""
         self.asked: list[Asked] = []
         self.responses: dict[str, dict[str, Any]] = {}
         self.cancelled: list[str] = []
         self.polls = 2
         self.ending: dict[str, Any] = {}
         self.event_delay_s = 0.0
+        self.rate_headers = dict(RATE_HEADERS)
         self._failures: dict[str, deque[Failure]] = defaultdict(deque)
         self._numbers = itertools.count(1)
         self._left: dict[str, int] = {}
@@ -106,6 +111,14 @@ class OpenAIDouble:
     def count(self, path: str, method: str = "POST") -> int:
         """How often `path` was asked."""
         return sum(asked.path == path and asked.method == method for asked in self.asked)
+
+    def count_prefix(self, prefix: str, method: str) -> int:
+        """How often paths that begin so were asked."""
+        return sum(asked.path.startswith(prefix) and asked.method == method for asked in self.asked)
+
+    def finish_all(self) -> None:
+        """Every background response ends when it is next asked for."""
+        self._left = dict.fromkeys(self._left, 1)
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -135,7 +148,7 @@ class OpenAIDouble:
         request[FAILURE] = failure = failures.popleft() if failures else None
         if failure is not None:
             await asyncio.sleep(failure.delay_s)
-        headers = {**RATE_HEADERS, "x-request-id": f"req_{next(self._numbers)}"}
+        headers = {**self.rate_headers, "x-request-id": f"req_{next(self._numbers)}"}
         if failure is not None and failure.cut_after is None:
             return web.json_response(failure.body, status=failure.status, headers={**headers, **failure.headers})
         try:
@@ -381,7 +394,11 @@ class OpenAIDouble:
         response.update({"status": "completed", "output": output, "usage": usage, **self.ending})
 
     async def _stream(self, request: web.Request, events: AsyncIterator[tuple[str | None, str]]) -> web.StreamResponse:
-        headers = {**RATE_HEADERS, "x-request-id": f"req_{next(self._numbers)}", "Content-Type": "text/event-stream"}
+        headers = {
+            **self.rate_headers,
+            "x-request-id": f"req_{next(self._numbers)}",
+            "Content-Type": "text/event-stream",
+        }
         answer = web.StreamResponse(headers=headers)
         await answer.prepare(request)
         failure: Failure | None = request[FAILURE]

@@ -214,8 +214,9 @@ class HTTPConnector(Service):
                 response = await _final(calls.once(endpoint, attempt, context, holds_slot=True))
             else:
                 response = await calls.run(endpoint, attempt, context, repeatable=request.repeatable, holds_slot=True)
+            answer = HTTPStream(response, bytes_max)
             try:
-                yield HTTPStream(response, bytes_max)
+                yield answer
             except _BROKEN as error:
                 trouble = self._trouble(error, request)
                 calls.faulty(endpoint, trouble)
@@ -223,6 +224,7 @@ class HTTPConnector(Service):
             finally:
                 # Unread bytes are nobody's: the connection is not used again.
                 response.close()
+                await answer.aclose()
 
     def _prepare(self, method: str, path: str, context: Context | None, options: RequestOptions) -> _Request:
         endpoint = options.get("endpoint") or f"{method} {path}"
