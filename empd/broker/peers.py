@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import zmq
@@ -12,11 +13,43 @@ from empd.wire.curve import Doorkeeper
 
 _RECEIVE_MAX = 256
 _BACKLOG_FRAMES = 2_000
+BACKLOG_BYTES_MAX = 8 << 20
+_MARK_BYTES = 256 << 10
+_BACKLOGS_KEPT = 1_024
 MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 4096
 
 
+class Backlog:
+    """What one peer was sent and the transport still holds, in bytes.
+
+    The transport counts frames, of any size up to a mebibyte. It can tell when it is done with a frame, for a price;
+    and it sends a peer's frames in their order: so one frame in every `_MARK_BYTES` is asked about, and stands for
+    all before it.
+    """
+
+    __slots__ = ("_marks", "held", "unmarked")
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, zmq.MessageTracker]] = deque()
+        self.held = 0
+        self.unmarked = 0
+
+    def settle(self) -> int:
+        """Forgets what is sent; returns the bytes that are not."""
+        while self._marks and self._marks[0][1].done:
+            self.held -= self._marks.popleft()[0]
+        return self.held
+
+    def mark(self, tracker: zmq.MessageTracker) -> None:
+        """Everything up to here is sent when this is done."""
+        self._marks.append((self.unmarked, tracker))
+        self.held += self.unmarked
+        self.unmarked = 0
+
+
 class Router:
-    """A bound ROUTER socket. A frame to a peer that is gone or does not read is refused, not dropped.
+    """A bound ROUTER socket. A frame to a peer that is gone or does not read is refused, not dropped: one that does not
+    read is owed `BACKLOG_BYTES_MAX` and a few frames at most.
 
     A tcp endpoint is a CURVE server with the keys in `curve_dir`. `sockets` are to be polled: when one of them is
     readable, `receive`. Raises ConfigError when the keys cannot be used, or the address not bound.
@@ -41,6 +74,7 @@ class Router:
         except zmq.ZMQError as error:
             raise ConfigError([f"endpoint: cannot listen on {endpoint}: {error.strerror}"]) from None
         self.socket = socket
+        self._backlogs: dict[bytes, Backlog] = {}
         self.sockets = (socket,) if self._door is None else (socket, self._door.socket)
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -60,14 +94,29 @@ class Router:
     def send(self, identity: bytes, frame: bytes) -> bool:
         """Sends without waiting; False when the peer is gone or does not read."""
         socket = self.socket
+        backlog = self._backlogs.get(identity) or self._backlog(identity)
+        backlog.unmarked += len(frame)
+        to_mark = backlog.unmarked >= _MARK_BYTES
+        if to_mark and backlog.settle() >= BACKLOG_BYTES_MAX:
+            return False
         try:
             socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
-            socket.send(frame, zmq.NOBLOCK)
+            if to_mark:
+                message = zmq.Frame(frame, track=True, copy=False, copy_threshold=0)
+                backlog.mark(socket.send(message, zmq.NOBLOCK, copy=False, track=True))
+            else:
+                socket.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 return False
             raise
         return True
+
+    def _backlog(self, identity: bytes) -> Backlog:
+        if len(self._backlogs) >= _BACKLOGS_KEPT:  # peers come and go, and nothing tells that they are gone
+            self._backlogs = {peer: backlog for peer, backlog in self._backlogs.items() if backlog.settle()}
+        backlog = self._backlogs[identity] = Backlog()
+        return backlog
 
     def close(self) -> None:
         """Closes the socket; what is not yet with a peer gets a moment to go."""

@@ -18,10 +18,12 @@ transaction and an acknowledgement of its own."""
 _GATHER_ROWS = 64
 _FRAME_BODY_BYTES = FRAME_BYTES_MAX // 2
 WINDOW_MAX = 256
+WINDOW_BYTES_MAX = 4 << 20
 
 
 class Subscriber:
-    """One subscription. `next_seq`: the next row to look at; `ahead`: last rows of frames not yet acknowledged."""
+    """One subscription. `next_seq`: the next row to look at; `ahead`: (last row, bytes) of frames not yet acknowledged,
+    `ahead_bytes` of them together."""
 
     def __init__(self, identity: bytes, frame: frames.Subscribe) -> None:
         self.identity = identity
@@ -29,7 +31,8 @@ class Subscriber:
         self.next_seq = max(frame.from_seq, 1)
         self.window = max(1, min(frame.window, WINDOW_MAX))
         self.kinds = frozenset(frame.kinds)
-        self.ahead: deque[int] = deque()
+        self.ahead: deque[tuple[int, int]] = deque()
+        self.ahead_bytes = 0
         self.acknowledged = self.next_seq - 1
         self.fed_ns = 0
 
@@ -39,9 +42,14 @@ class Subscriber:
 
     def acknowledge(self, seq: int) -> None:
         """The consumer has processed rows up to `seq`."""
-        while self.ahead and self.ahead[0] <= seq:
-            self.ahead.popleft()
+        while self.ahead and self.ahead[0][0] <= seq:
+            self.ahead_bytes -= self.ahead.popleft()[1]
         self.acknowledged = max(self.acknowledged, min(seq, self.next_seq - 1))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another frame may be sent before the next acknowledgement."""
+        return len(self.ahead) < self.window and self.ahead_bytes < WINDOW_BYTES_MAX
 
     def processed_seq(self) -> int:
         """All rows up to here are processed, or of no interest to the consumer."""
@@ -89,7 +97,7 @@ class Stream:
         wanted_ns: int | None = None
         for key, subscriber in list(self._subscribers.items()):
             waiting = self._journal.last_seq + 1 - subscriber.next_seq
-            if not waiting or len(subscriber.ahead) >= subscriber.window:
+            if not waiting or not subscriber.has_room:
                 continue
             due_ns = subscriber.fed_ns + _GATHER_NS
             if due_ns <= mono_ns or waiting >= _GATHER_ROWS:
@@ -100,7 +108,7 @@ class Stream:
                 if subscriber.ahead:
                     subscriber.fed_ns = mono_ns
                 due_ns = mono_ns
-            if subscriber.next_seq <= self._journal.last_seq and len(subscriber.ahead) < subscriber.window:
+            if subscriber.next_seq <= self._journal.last_seq and subscriber.has_room:
                 wanted_ns = due_ns if wanted_ns is None else min(wanted_ns, due_ns)
         return wanted_ns
 
@@ -120,7 +128,7 @@ class Stream:
                     if not self._send(subscriber, batch):
                         return False
                     batch, size = [], 0
-                    if len(subscriber.ahead) >= subscriber.window:
+                    if not subscriber.has_room:
                         return True
                 batch.append(row)
                 size += len(row.body) + 32
@@ -133,9 +141,10 @@ class Stream:
         return True
 
     def _send(self, subscriber: Subscriber, batch: list[Row]) -> bool:
-        frame = frames.Rows(subscriber.consumer, list(batch))
-        if not self._router.send(subscriber.identity, encode(frame)):
+        data = encode(frames.Rows(subscriber.consumer, list(batch)))
+        if not self._router.send(subscriber.identity, data):
             return False
         subscriber.next_seq = batch[-1].seq + 1
-        subscriber.ahead.append(batch[-1].seq)
+        subscriber.ahead.append((batch[-1].seq, len(data)))
+        subscriber.ahead_bytes += len(data)
         return True

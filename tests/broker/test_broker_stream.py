@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from broker_process import WAIT_S, RawBroker, RawClient, group
 
+from empd.broker.stream import WINDOW_BYTES_MAX
 from empd.queue.rows import Kind, decode_body
 from empd.store.journal import Row
 from empd.wire import frames
@@ -97,6 +98,21 @@ def test_no_more_frames_come_than_the_window_allows(broker: RawBroker, window: i
     client.say(frames.CursorAck("", first[0].rows[-1][0]))
     following = client.hear(frames.Rows)
     assert following.rows[0][0] > first[-1].rows[-1][0]
+
+
+def test_a_consumer_that_acknowledges_nothing_is_sent_a_bounded_number_of_bytes(broker: RawBroker) -> None:
+    client = broker.client()
+    finish(broker, client, 120, BODY)
+    client.say(frames.Subscribe("", 1, 256, [Kind.SUBMITTED]))
+    sent = [client.hear(frames.Rows)]
+    while sum(len(row[4]) for frame in sent for row in frame.rows) < WINDOW_BYTES_MAX:
+        sent.append(client.hear(frames.Rows))
+    for _ in range(20):  # passes in which it could be sent more
+        client.ask(frames.Status)
+    assert not [frame for frame in client.take() if type(frame) is frames.Rows]
+    client.say(frames.CursorAck("", sent[0].rows[-1][0]))
+    following = client.hear(frames.Rows)
+    assert following.rows[0][0] > sent[-1].rows[-1][0]
 
 
 def test_an_acknowledgement_of_what_was_not_sent_is_not_believed(broker: RawBroker) -> None:
