@@ -138,6 +138,8 @@ def check_server(path: str, server: InternalServer, is_gpu_bound: bool, report: 
         report(f"{path}.environment.CUDA_VISIBLE_DEVICES", "set by the daemon; accepted: any other variable")
     if is_gpu_bound:
         return
+    if server.vram_max_bytes:
+        report(f"{path}.vram_max_bytes", "the service is not GPU-bound; accepted: 0, or is_gpu_bound true")
     if server.instances_per_gpu != 1:
         report(f"{path}.instances_per_gpu", "the service is not GPU-bound; accepted: 1, or is_gpu_bound true")
     texts = [(f"{path}.command[{i}]", word) for i, word in enumerate(server.command)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 from empd import prctl
@@ -27,6 +29,7 @@ def launch(instance: ServerInstance, output_fd: int) -> subprocess.Popen[bytes]:
 
     def tie() -> None:
         prctl.die_with_parent()
+        prctl.allow_tracing_by(parent_pid)
         if parent_is_gone(parent_pid):
             os._exit(_EXIT_ORPHAN)
 
@@ -40,6 +43,19 @@ def launch(instance: ServerInstance, output_fd: int) -> subprocess.Popen[bytes]:
         process_group=0,
         preexec_fn=tie,  # noqa: PLW1509  no thread has been started yet
     )
+
+
+def dump_stacks(pid: int, output_fd: int) -> subprocess.Popen[bytes] | None:
+    """Has py-spy write the stacks of a Python server; None where there is no py-spy."""
+    program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+    if program is None:
+        return None
+    # Without --nonblocking py-spy would stop the process, and could leave it stopped when it is killed itself.
+    arguments = [program, "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output_fd, stderr=subprocess.DEVNULL)
+    except OSError:
+        return None
 
 
 def is_taken(port: int) -> bool:

@@ -12,7 +12,7 @@ _READ_BYTES = 1 << 16
 
 
 class Output(threading.Thread):
-    """Takes a server's pipe empty for as long as anyone writes to it, in a thread: a disk that is stuck or full must
+    """Takes a server's pipe empty, in a thread: a disk that is stuck or full must
     hold up neither the keeper nor, as long as it can be helped, the server. What cannot be written is dropped."""
 
     def __init__(self, path: Path, bytes_max: int) -> None:
@@ -25,14 +25,12 @@ class Output(threading.Thread):
         self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
 
     def run(self) -> None:
-        """Until the last writer has closed."""
-        while data := os.read(self.read_fd, _READ_BYTES):
+        """As long as this process lives, which has the other end too."""
+        while data := os.read(self.read_fd, min(_READ_BYTES, self._half_bytes)):
             self.write(data)
-        os.close(self.read_fd)
 
     def begin(self) -> None:
         """The server has the other end: from now on its output is taken."""
-        os.close(self.write_fd)
         self.start()
 
     def note(self, text: str) -> None:

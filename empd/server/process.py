@@ -8,6 +8,7 @@ restart table's business, and so are the limits of start and stop.
     too heavy, or a worker asks  RECYCLE: runs on until no worker holds a lease on it, then ends
     DRAIN                        the same; the supervisor says STOP when it has waited long enough
     STOP, SIGTERM                the server's own ladder: `stop_signal`, `stop_s`, KILL
+    SIGUSR1                      the ladder's dump: the stacks of a Python server go into its log
 
 A lease is this generation's number among the `spares` of a worker's activity on the board. A worker takes one while
 the board says READY and gives it back when its last job there has ended.
@@ -32,7 +33,7 @@ from empd.internal import ServerInstance, instance_for, log_path
 from empd.lifecycle import Child, ChildKind, Control, Exit, Notice
 from empd.memory.board import UNKNOWN, Activity, Board, SlotState
 from empd.memory.layout import SPARES
-from empd.server.launch import is_taken, launch, members
+from empd.server.launch import dump_stacks, is_taken, launch, members
 from empd.server.output import Output
 
 _log = logging.getLogger("empd.server")
@@ -41,6 +42,7 @@ EXIT_NOT_STARTED = 72
 """The server could not be executed, or its port is taken."""
 
 BASELINE_FACTOR = 1.25
+DUMP_S_MAX = 3.0
 POLL_S = 0.1
 # While it starts or is ill it is asked this often, or at its own interval where that is shorter.
 _EAGER_S = 0.5
@@ -77,6 +79,7 @@ class Keeper:
         self._is_ready = False
         self._leaving: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self._dumper: subprocess.Popen[bytes] | None = None
         self._rss_bytes = 0
         self._memory_limit_bytes = self._vram_limit_bytes = 0
 
@@ -92,6 +95,7 @@ class Keeper:
         self._loop.add_reader(pidfd, self._on_death, process)
         self._loop.add_reader(self._child.control.fileno(), self._on_control)
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._dump, process.pid)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the group; the supervisor decides
         self._beat()
         watching = asyncio.create_task(self._watch())
@@ -135,10 +139,16 @@ class Keeper:
                 self._leaving.cancel()
             self._leaving = asyncio.create_task(self._end())
 
+    def _dump(self, pid: int) -> None:
+        self._dumper = dump_stacks(pid, self._output.write_fd)
+
     async def _end(self) -> None:
         self._is_stopping = True
-        process = self._process
+        process, patience_s = self._process, DUMP_S_MAX
         assert process is not None
+        while self._dumper is not None and self._dumper.poll() is None and patience_s > 0:
+            await asyncio.sleep(POLL_S)
+            patience_s -= POLL_S
         self._say(f"stopping: {self._server.stop_signal}", logging.INFO)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.Signals[self._server.stop_signal])

@@ -21,8 +21,8 @@ SLOTS = 128
 
 # A worker above its soft limit is replaced between two jobs; the kernel steps in only well above that.
 _HARD_LIMIT_SHARE = 1.5
-# A server has this much longer than its own limit says before its keeper is taken for stuck.
-_KEEPER_S = 2.0
+# A server has this much longer than its own limit says before its keeper is taken for stuck: stacks are dumped too.
+_KEEPER_S = 5.0
 
 
 class Plan(NamedTuple):

@@ -259,6 +259,8 @@ class Warden:
 
     def _dump(self, member: Member) -> None:
         self._signal(member, signal.SIGUSR1)
+        if member.spec.kind is ChildKind.SERVER:
+            return  # its keeper has the server's stacks written
         program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
         if program is None:
             return

@@ -115,7 +115,7 @@ class Nvml:
     def processes(self, uuid: str) -> dict[int, int]:
         """Pid → bytes of this GPU's memory, as far as the driver tells; empty where it does not."""
         try:
-            found = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle(uuid))
+            found = _running_processes(self._handle(uuid))
         except pynvml.NVMLError as error:
             self._flag(error, Flag(0))
             return {}
@@ -191,6 +191,15 @@ def _throttle_reasons(handle: Any) -> int:
         return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
     except pynvml.NVMLError_FunctionNotFound:  # drivers before 535 know it by its former name
         return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+def _running_processes(handle: Any) -> list[Any]:
+    # By its number: what the binding calls without one raises no NVMLError where the driver is older.
+    try:
+        found: list[Any] = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
+    except pynvml.NVMLError_FunctionNotFound:  # drivers before 510
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses_v2(handle)
+    return found
 
 
 def _quietly(call: Callable[..., Any], *arguments: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from empd import clock
 from empd.connectors.redaction import Redaction
 from empd.errors import FailureClass
 from empd.internal import log_path, name_at, offset_of
@@ -34,7 +35,9 @@ def instances_of(ctx: context.Context, service: str) -> list[dict[str, Any]]:
         identity = view.identity
         if identity is None or identity.kind is not ChildKind.SERVER or identity.name.partition("@")[0] != service:
             continue
-        found.append({"service": service, "index": offset_of(identity.name, entry.server), **shown(view)})
+        up_s = max(0, clock.now().mono_ns - identity.started_mono_ns) / clock.NS_PER_S if identity.pid else None
+        index = offset_of(identity.name, entry.server)
+        found.append({"service": service, "index": index, **shown(view), "up_s": up_s and round(up_s, 3)})
     return sorted(found, key=lambda each: each["index"])
 
 

@@ -15,7 +15,7 @@ from empd.memory.board import Board, Gauges
 from tests.box import OPERATORS, Box, wait_until
 
 SERVER = [sys.executable, str(OPERATORS / "server_double.py"), "{port}"]
-QUICK = {"health_interval_s": 0.2, "health_timeout_s": 0.5, "hang_s": 0.6, "stop_s": 2}
+QUICK = {"health_interval_s": 0.2, "hang_s": 30, "stop_s": 2}
 
 
 def free_ports(count: int) -> int:

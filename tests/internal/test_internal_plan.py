@@ -139,6 +139,7 @@ def test_each_mistake_is_named_by_its_key_with_what_is_accepted(server: dict[str
     ("server", "key"),
     [
         ({"instances_per_gpu": 2}, "instances_per_gpu"),
+        ({"vram_max_bytes": "1 GiB"}, "vram_max_bytes"),
         ({"command": ["s", "--gpu", "{gpu_index}"]}, "command[2]"),
         ({"environment": {"CARD": "{gpu_uuid}"}}, "environment.CARD"),
         ({"working_directory": "/srv/{gpu_index}"}, "working_directory"),

@@ -34,16 +34,31 @@ class Home:
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    base_port = free_ports(5)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    address = tmp_path_factory.mktemp("notify") / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, pytest.MonkeyPatch.context() as patch:
+        notified.bind(str(address))
+        patch.setenv("NOTIFY_SOCKET", str(address))
+        yield from run_home()
+
+
+def run_home() -> Iterator[Home]:
+    base_port = free_ports(6)
     command = [*SERVER, "0", "{gpu_index}", "{gpu_uuid}", "{instance}"]
     services = {
         "double": internal(
-            base_port, gpu=True, command=command, working_directory="/", environment={"CARD": "{gpu_uuid}:{port}"}
+            base_port,
+            gpu=True,
+            command=command,
+            working_directory="/",
+            environment={"CARD": "{gpu_uuid}:{port}"},
+            vram_max_bytes="1 GiB",
         ),
         "brief": internal(base_port + 2, recycle_after_jobs=3, stop_s=0.3),
         "leaky": internal(base_port + 3, memory_max_bytes="64 MiB", log_bytes_max=LOG_BYTES),
-        "card": internal(base_port + 4, vram_max_bytes="1 GiB"),
+        "plain": internal(base_port + 4),
+        # On a machine that is held up it may be taken for hung more often than the tests want: they bear that.
+        "sick": internal(base_port + 5, health_timeout_s=0.5, hang_s=1),
     }
     with ServerBox(mapping_with(services), gpus="virtual:2", term_grace_s=1) as box:
         yield Home(box, base_port)
@@ -140,8 +155,8 @@ def test_a_job_that_kills_its_server_again_and_again_ends_dead_with_the_servers_
     assert "starting on " in body["error"]["evidence"]
     assert "killed by signal 11" in box.output("double@gpu0") + box.output("double@gpu1")
     wait_until(
-        lambda: box.server("double@gpu0")["restarts"] + box.server("double@gpu1")["restarts"] == before + 2,
-        "one restart for each of its two attempts",
+        lambda: box.server("double@gpu0")["restarts"] + box.server("double@gpu1")["restarts"] >= before + 2,
+        "a restart for each of its two attempts",
     )
     assert box.do("double", value="after")["value"] == "after"
     crashed = [each for each in ("double@gpu0", "double@gpu1") if box.server(each)["last_exit"] == "crashed"]
@@ -150,21 +165,24 @@ def test_a_job_that_kills_its_server_again_and_again_ends_dead_with_the_servers_
 
 
 def test_a_server_that_hangs_behind_an_open_port_is_stopped_and_started_again(box: ServerBox) -> None:
-    before = box.server("leaky@box")
-    assert box.do("leaky", value=1, do="ill")["pid"] == before["server_pid"]
-    after = box.wait_server("leaky@box", other_than=before["generation"])
+    before = box.server("sick@box")
+    assert box.do("sick", value=1, do="ill")["value"] == 1
+    after = box.wait_server("sick@box", other_than=before["generation"])
     assert after["last_exit"] == "hung"
-    assert "hangs: not well for 0.6 s" in box.output("leaky@box")
-    assert box.do("leaky", value=2)["pid"] == after["server_pid"]
+    output = box.output("sick@box")
+    assert "hangs: not well for 1 s" in output
+    # Where it stood, in its own log.
+    assert "serve_forever" in output
+    assert box.do("sick", value=2)["value"] == 2
 
 
-def test_a_job_during_which_its_server_hangs_goes_to_the_next_one(box: ServerBox) -> None:
-    before = box.server("brief@box")
+def test_a_job_during_which_its_server_hangs_is_charged_a_crash(box: ServerBox) -> None:
+    before = box.server("sick@box")
     with box.client() as client:
-        handle = client.submit("brief", {"do": "stuck", "hold": True}, retries=0)
+        handle = client.submit("sick", {"do": "stuck", "hold": True}, retries=0)
         with pytest.raises(JobDead, match="died while the job ran on it"):
             handle.result(60)
-    assert box.wait_server("brief@box")["restarts"] >= before["restarts"] + 2
+    assert box.wait_server("sick@box")["restarts"] >= before["restarts"] + 2
 
 
 def test_a_server_is_replaced_after_so_many_jobs_and_none_is_lost(box: ServerBox) -> None:
@@ -186,10 +204,11 @@ def test_a_connector_asks_for_a_new_server_and_the_job_that_asked_still_ends_wel
 
 
 def test_a_server_whose_connector_finds_it_ill_is_replaced_though_its_port_answers(box: ServerBox) -> None:
-    before = box.server("leaky@box")
-    box.do("leaky", sulk=True)
-    box.wait_server("leaky@box", other_than=before["generation"])
-    assert box.do("leaky", value=7)["value"] == 7
+    before = box.server("sick@box")
+    box.do("sick", sulk=True)
+    box.wait_server("sick@box", other_than=before["generation"])
+    assert "not well for 1 s: health check failed" in box.log()
+    assert box.do("sick", value=7)["value"] == 7
 
 
 def test_a_server_that_ignores_term_is_killed_when_its_time_is_over(box: ServerBox) -> None:
@@ -209,7 +228,7 @@ def test_a_server_that_leaks_is_replaced_between_two_jobs(box: ServerBox) -> Non
 
 
 def test_a_servers_gpu_memory_has_a_limit_above_what_it_needs_when_idle(box: ServerBox) -> None:
-    before = box.server("card@box")
+    before = box.server("double@gpu1")
     slot = before["slot"]
 
     def told(used_bytes: int) -> None:
@@ -217,18 +236,18 @@ def test_a_servers_gpu_memory_has_a_limit_above_what_it_needs_when_idle(box: Ser
 
     def shown() -> int:
         _, body = box.get("/v1/services")
-        (service,) = [each for each in body["services"] if each["name"] == "card"]
-        return service["servers"][0]["server_vram_bytes"]
+        (service,) = [each for each in body["services"] if each["name"] == "double"]
+        return service["servers"][1]["server_vram_bytes"]
 
     # Idle it holds more than the limit: replacing it would change nothing, for ever.
     told(2 << 30)
     wait_until(lambda: shown() == 2 << 30, "the gauge to be shown")
     looked_s = time.monotonic() + 1
     wait_until(lambda: time.monotonic() > looked_s, "its keeper to have looked a few times")
-    assert box.server("card@box")["generation"] == before["generation"]
+    assert box.server("double@gpu1")["generation"] == before["generation"]
     told(3 << 30)
-    box.wait_server("card@box", other_than=before["generation"])
-    assert f"{3 << 30} bytes of GPU memory, limit {5 << 29}" in box.output("card@box")
+    box.wait_server("double@gpu1", other_than=before["generation"])
+    assert f"{3 << 30} bytes of GPU memory, limit {5 << 29}" in box.output("double@gpu1")
 
 
 def test_output_without_end_neither_blocks_the_server_nor_fills_the_disk(box: ServerBox) -> None:
@@ -248,19 +267,19 @@ def test_output_without_end_neither_blocks_the_server_nor_fills_the_disk(box: Se
 
 
 def test_a_killed_keeper_takes_its_server_with_it_and_is_replaced(box: ServerBox) -> None:
-    before = box.server("card@box")
-    box.signal("card@box")
-    after = box.wait_server("card@box", other_than=before["generation"])
+    before = box.server("plain@box")
+    box.signal("plain@box")
+    after = box.wait_server("plain@box", other_than=before["generation"])
     wait_until(lambda: not is_alive(before["server_pid"]), "the server to die with its keeper")
     assert after["server_pid"] != before["server_pid"]
-    assert box.do("card", value=8)["pid"] == after["server_pid"]
+    assert box.do("plain", value=8)["pid"] == after["server_pid"]
 
 
 def test_a_killed_worker_leaves_the_server_alone(box: ServerBox) -> None:
-    before = box.server("card@box")
-    box.signal("card-0")
-    assert box.do("card", value=9)["pid"] == before["server_pid"]
-    assert box.server("card@box")["generation"] == before["generation"]
+    before = box.server("plain@box")
+    box.signal("plain-0")
+    assert box.do("plain", value=9)["pid"] == before["server_pid"]
+    assert box.server("plain@box")["generation"] == before["generation"]
 
 
 # --- daemons of their own --------------------------------------------------------------------------------------------

@@ -173,6 +173,34 @@ def test_gauges_of_every_pinned_slot_are_written(box: Box) -> None:
     assert box.gauges(0) is None
 
 
+def test_a_servers_processes_are_told_apart_from_others_on_its_gpu(box: Box) -> None:
+    """A keeper leads its session; what its server has started is in it."""
+    script = "import os, subprocess; print(os.getpid(), subprocess.Popen(['sleep', '60'], stdout=2).pid, flush=True)"
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", f"{script}; os.wait()"], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert keeper.stdout is not None
+        keeper_pid, server_pid = map(int, keeper.stdout.readline().split())
+        seat = Identity(ChildKind.SERVER, "s@gpu0", keeper_pid, 5, device_uuid="GPU-stub-0")
+        box.board.writer(1, Identity).write(seat)
+        box.pin(2, "GPU-stub-0")
+        box.faults(f"pid0={server_pid}")
+        box.start()
+        told = box.wait_for(1, lambda gauges: gauges.processes_memory_bytes != UNKNOWN, "the server's share")
+        assert (told.processes_memory_bytes, told.memory_used_bytes) == (3 * GIB, GIB)
+        worker = box.wait_for(2, lambda gauges: True, "the worker's gauges")
+        assert worker.processes_memory_bytes == UNKNOWN
+        box.faults("poor0")
+        box.wait_for(1, lambda gauges: gauges.processes_memory_bytes == UNKNOWN, "no share where none is told")
+        box.faults("lost0")
+        lost = box.wait_for(1, lambda gauges: gauges.flags == Flag.LOST, "the loss")
+        assert lost.processes_memory_bytes == UNKNOWN
+    finally:
+        os.killpg(keeper.pid, signal.SIGKILL)
+        keeper.wait()
+
+
 def test_a_slot_that_is_filled_later_gets_gauges(box: Box) -> None:
     box.start()
     box.pin(6, "GPU-stub-1")
