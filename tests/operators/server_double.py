@@ -40,6 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         match body.get("do"):
             case "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
+                time.sleep(60)  # another thread may be the one that gets it
             case "ill" | "stuck" as what:
                 state[what] = True
                 if body.get("hold"):
