@@ -54,6 +54,7 @@ class ServerView:
         self.reason = "starting"
         self._seat = seat
         self._on_death = on_death
+        self._slot = 0
 
     def look(self, jobs: int) -> None:
         """Follows the board. `jobs` run on the server now."""
@@ -131,9 +132,12 @@ class ServerView:
         self._on_death()
 
     def _find(self) -> tuple[int, Identity | None, Activity | None]:
-        for slot, view in enumerate(self._seat.board.read_all()):
+        board = self._seat.board
+        for slot in (self._slot, *range(board.slots)):  # a server that is replaced keeps its slot
+            view = board.read(slot)
             identity = view.identity
             if identity is not None and identity.kind is ChildKind.SERVER and identity.name == self.instance.name:
+                self._slot = slot
                 return slot, identity, view.own_activity
         return -1, None, None
 
