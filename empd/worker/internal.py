@@ -49,20 +49,16 @@ class Internal(Hosted):
         self._wake = asyncio.Event()
         self._opened: Lease | None = None
         self._inner: asyncio.Task[None] | None = None
-        self._on_change: Callable[[], None] = lambda: None
         self.site = self.site._replace(recycle_server=self.recycle)
 
     @property
     def reason(self) -> str:
         """Why no job can be taken: the server comes first."""
-        return self._view.reason or self._reason
+        return self._view.reason or super().reason
 
-    def build(self) -> None:
-        """As every service; jobs run under the eyes of the server's lease."""
-        super().build()
-        if self._connector is not None:
-            self.process = functools.partial(self._on_server, self.process)
-            self.resume = functools.partial(self._on_server, self.resume)
+    def _around(self, connector: Service, process: Process) -> Process:
+        """Innermost, so that records, plugins and traces say of a server's death what it was."""
+        return super()._around(connector, functools.partial(self._on_server, process))
 
     def _endpoints(self, kind: type[Connector], api_config: Mapping[str, Any]) -> Endpoints:
         """The daemon knows where it runs the server."""
@@ -79,7 +75,8 @@ class Internal(Hosted):
         """Begins to follow the server, and returns at once: a server may take minutes to start."""
         if self._connector is None:
             return
-        self._on_change = on_change
+        self.on_change = on_change
+        await self._plugins.initialize(self._connector)
         self._view.look(0)
         self._say(self._view.reason)
         self._keeper = asyncio.create_task(self._follow(self._connector))
@@ -100,12 +97,12 @@ class Internal(Hosted):
         if lease.asked:
             self._log("server_recycled", service=self.name, server=self._view.instance.name, reason=self.redact(reason))
             self._view.reason = f"its server {self._view.instance.name} is being replaced: {self.redact(reason)}"
-            self._on_change()
+            self.on_change()
             self._wake.set()
 
     def _on_death(self) -> None:
         self._told()
-        self._on_change()
+        self.on_change()
         self._wake.set()
 
     async def _follow(self, connector: Service) -> None:
@@ -121,7 +118,7 @@ class Internal(Hosted):
                 self._say(self._view.reason)
             if self.reason != before[0]:
                 self._told()
-                self._on_change()
+                self.on_change()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wake.wait()
@@ -131,11 +128,12 @@ class Internal(Hosted):
         """What the connector knew of the server before is gone with it."""
         await self._stop_inner()
         await connector.stop()
+        self.hold.clear()
         self._opened, self._reason, self.models = lease, "starting", []
         if lease is not None:
             if connector.may_start:
                 await self._look(connector, connector.start())
-            self._inner = asyncio.create_task(self._keep(connector, self._on_change))
+            self._inner = asyncio.create_task(self._keep(connector, self.on_change))
 
     async def _stop_inner(self) -> None:
         inner, self._inner = self._inner, None
