@@ -1,4 +1,4 @@
-"""The connectors' README on servers that empd runs: its code as written, on two GPUs; its table, against the struct."""
+"""The README on servers that empd runs: its code as written, with four servers on two GPUs; its table of keys."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ def test_the_mapping_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (module,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
     (mapping,) = re.findall(r"```json\n(.*?)```", SECTION, re.DOTALL)
     (tmp_path / module.splitlines()[0].removeprefix("# ")).write_text(module)
-    base_port = free_ports(2)
+    base_port = free_ports(4)
     monkeypatch.setenv("PAGE_BASE_PORT", str(base_port))
+    monkeypatch.setenv("PAGE_INSTANCES_PER_GPU", "2")
     with ServerBox(json.loads(mapping), gpus="virtual:2", python_path=tmp_path) as box:
         seen = set()
 
-        def both() -> bool:
+        def all_four() -> bool:
             with box.client() as client:
-                answers = [handle.result(30) for handle in client.submit_many("page", ["/"] * 4)]
+                answers = [handle.result(30) for handle in client.submit_many("page", ["/"] * 8)]
             seen.update((answer["from"], answer["status"]) for answer in answers)
-            return len(seen) == 2
+            return len(seen) == 4
 
-        wait_until(both, "an answer from each GPU's server")
-    assert seen == {(f"http://127.0.0.1:{base_port + index}", 200) for index in range(2)}
+        wait_until(all_four, "an answer from each of the four servers")
+    assert seen == {(f"http://127.0.0.1:{base_port + index}", 200) for index in range(4)}
 
 
 def test_the_table_has_every_key() -> None:

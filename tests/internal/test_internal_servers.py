@@ -369,6 +369,20 @@ def test_nothing_is_left_after_the_supervisor_is_killed(daemon: Callable[..., Se
     assert box.do("s", value=1)["value"] == 1
 
 
+def changed(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "server": {**entry["server"], "environment": {"NEW": "yes"}}}
+
+
+def reload(box: ServerBox, entry: dict[str, Any], **worker: Any) -> None:
+    """Returns when the worker, which comes after its server, has been replaced."""
+    worker_generation = box.server("s-0")["generation"]
+    box.mapping_path.write_text(json.dumps(mapping_with({"s": entry}, **worker)))
+    assert box.process is not None
+    box.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: box.server("s-0")["generation"] != worker_generation, "the worker to be replaced")
+    wait_until(box.is_ready, "the service to take jobs")
+
+
 def test_a_reload_keeps_a_server_whose_entry_stayed_and_rolls_one_that_changed(
     daemon: Callable[..., ServerBox],
 ) -> None:
@@ -377,27 +391,34 @@ def test_a_reload_keeps_a_server_whose_entry_stayed_and_rolls_one_that_changed(
     box.start()
     before = box.wait_server("s@box")
 
-    def reload(entry: dict[str, Any], **worker: Any) -> None:
-        worker_generation = box.server("s-0")["generation"]
-        box.mapping_path.write_text(json.dumps(mapping_with({"s": entry}, **worker)))
-        assert box.process is not None
-        box.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: box.server("s-0")["generation"] != worker_generation, "the worker to be replaced")
-        wait_until(box.is_ready, "the service to take jobs")
-
-    reload(entry, description="another word")
+    reload(box, entry, description="another word")
     assert box.do("s", value=1)["pid"] == before["server_pid"]
     assert box.server("s@box")["generation"] == before["generation"]
 
     with box.client() as client:
         handles = client.submit_many("s", [{"value": i, "do": "sleep", "seconds": 0.1} for i in range(20)])
-        reload({**entry, "server": {**entry["server"], "environment": {"NEW": "yes"}}})
+        reload(box, changed(entry))
         answers = [handle.result(60) for handle in handles]
         attempts = [client.job(handle.id).status().attempts for handle in handles]
     assert sorted(answer["value"] for answer in answers) == list(range(20))
     assert box.do("s", facts=True)["environ"]["NEW"] == "yes"
     assert box.server("s@box")["last_exit"] == "drained"
     assert set(attempts) <= {1, 2}
+
+
+def test_a_job_whose_server_was_stopped_under_it_is_not_charged(daemon: Callable[..., ServerBox]) -> None:
+    """A reload waits `drain_s` for the jobs on a server; `max_crashes` 1 would bury the job at its first crash."""
+    entry = internal(free_ports(1))
+    box = daemon(entry, drain_s=1, max_crashes=1)
+    box.start()
+    before = box.wait_server("s@box")
+    with box.client() as client:
+        handle = client.submit("s", {"do": "sleep", "seconds": 5, "value": 6}, retries=0)
+        wait_until(lambda: client.status()["jobs"]["held"] == 1, "the job to run")
+        reload(box, changed(entry))
+        answer = handle.result(60)
+    assert answer["value"] == 6
+    assert answer["pid"] != before["server_pid"]
 
 
 def test_keeper_logs_are_the_daemons_own_user_only(daemon: Callable[..., ServerBox]) -> None:
