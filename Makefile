@@ -10,18 +10,19 @@ READY := $(VENV)/.ready
 WHEELS := $(VENV)/wheels
 AZURITE := $(VENV)/servers/azurite
 SERVERS := $(patsubst tests/servers/%.txt,$(VENV)/servers/%/.ready,$(wildcard tests/servers/*.txt))
+PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 WORKERS ?= auto
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-comfyui lint format types unit bench samples protos lock clean system
+.PHONY: help setup demo test test-comfyui lint format types unit bench bench-peers samples protos lock clean system
 
 help:
 	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
 	@echo "make test    lint, types and every test"
 	@echo "make test-comfyui COMFYUI_URL=…   the ComfyUI connectors against a real server"
-	@echo "make lint | format | types | unit | bench | samples | protos | lock | clean"
+	@echo "make lint | format | types | unit | bench | bench-peers | samples | protos | lock | clean"
 
 setup: $(READY)
 
@@ -79,6 +80,20 @@ test-comfyui: $(READY)
 bench: $(READY)
 	@mkdir -p .bench
 	@$(BIN)/empd bench --json .bench/empd.jsonl --report .bench
+
+# Other job systems beside empd, each bounded in time; the page has both where `make bench` has run before.
+bench-peers: $(PEERS)/.ready
+	@mkdir -p .bench
+	@PYTHONPATH=bench $(PEERS)/bin/python -m peers --json .bench/peers.jsonl $(PEERS_OPTIONS)
+	@$(BIN)/empd bench report $(wildcard .bench/empd.jsonl) .bench/peers.jsonl --into .bench
+
+$(PEERS)/.ready: $(READY) bench/peers/requirements.txt
+	@.ci/system-packages peers
+	@echo "setting up $(PEERS)"
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install hatchling editables -r bench/peers/requirements.txt
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-build-isolation -e .
+	@touch $@
 
 # etc/empd.toml, from the table of settings.
 samples: $(READY)

@@ -8,6 +8,7 @@ from empd.bench.scenario import (
     backlog,
     broker_loss,
     claim,
+    connector,
     cost,
     daemon_loss,
     growth,
@@ -104,6 +105,14 @@ _ALL = (
         on_running=True,
     ),
     Scenario("cost", "CPU and bytes of one job", cost.measure, cost.Size(), cost.QUICK, cost.PLOTS),
+    Scenario(
+        "connector",
+        "a service behind HTTP, against a bare aiohttp loop",
+        connector.measure,
+        connector.Size(),
+        connector.QUICK,
+        connector.PLOTS,
+    ),
     Scenario(
         "growth",
         "slopes over load, workers, backlog and jobs done",

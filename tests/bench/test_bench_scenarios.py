@@ -24,6 +24,7 @@ from empd.bench.scenario import (
     backlog,
     broker_loss,
     claim,
+    connector,
     cost,
     daemon_loss,
     growth,
@@ -251,6 +252,16 @@ def test_cost(where: Where) -> None:
     assert list(found) == [f"cost.{mode}.{part}" for mode in modes for part in parts]
     assert found["cost.alone.broker"].value > found["cost.batch256.broker"].value > 0
     assert found["cost.batch256.written"].value > 100, "each payload is written once at least"
+
+
+def test_a_connector_beside_bare_requests(where: Where) -> None:
+    found = by_name(connector.measure(connector.Size(jobs=80, at_once=8, alone=3, runs=2), where))
+    assert list(found) == [
+        f"connector.{answer}.{part}" for answer in connector.ANSWERS for part in ("empd", "bare", "to_bare", "added")
+    ]
+    # 8 at once, each of 10 ms: nobody can have more than 800 a second.
+    assert found["connector.after_10ms.bare"].value < 8 / 0.01
+    assert found["connector.after_10ms.empd"].value < 8 / 0.01
 
 
 def test_growth(where: Where) -> None:

@@ -1,0 +1,126 @@
+"""One peer in one setting: throughput, one job at a time, 16 MiB in and out, memory of a waiting job.
+
+python -m peers.measure NAME SETTING SIZE   lines on standard output (SIZE in JSON)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import psutil
+
+from empd.bench import machine
+from empd.bench.daemon import PLACE
+from empd.bench.figures import Figure, percentile
+from empd.bench.running import BenchError
+from peers.interface import Peer, until
+from peers.table import PEERS
+
+MIB = 1 << 20
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds and the most jobs of a run of throughput; jobs one at a time; large jobs; jobs that wait."""
+
+    seconds: float = 3.0
+    jobs_max: int = 200_000
+    alone: int = 300
+    large: int = 6
+    waiting: int = 20_000
+    runs: int = 5
+
+
+QUICK = Size(seconds=1.0, jobs_max=50_000, alone=50, large=2, waiting=5000, runs=3)
+PROBE_JOBS = 32
+PAYLOAD_BYTES = 100
+
+
+def measure(peer: Peer, size: Size) -> Iterator[Figure]:
+    """The figures of a peer that runs. Raises BenchError when what comes back is not what was sent."""
+    echo(peer, [os.urandom(PAYLOAD_BYTES)])  # when it is back, all is up
+    rate = PROBE_JOBS / echo(peer, payloads_of(PROBE_JOBS))
+    count = int(min(max(rate * size.seconds, PROBE_JOBS), size.jobs_max))
+    rate = count / echo(peer, payloads_of(count))  # the first was short, and cold
+    count = int(min(max(rate * size.seconds, PROBE_JOBS), size.jobs_max))
+    yield _figure(peer, "throughput", "jobs/s", [count / echo(peer, payloads_of(count)) for _ in range(size.runs)])
+    alone_ms = [echo(peer, payloads_of(1)) * 1e3 for _ in range(size.alone)]
+    yield _figure(peer, "latency", "ms", alone_ms)
+    yield _figure(peer, "latency_p99", "ms", alone_ms, percentile(alone_ms, 99))
+    large = os.urandom(peer.large_bytes)
+    yield _figure(peer, "payload", "MiB/s", [2 * len(large) / MIB / echo(peer, [large]) for _ in range(size.large)])
+
+
+def measure_waiting(peer: Peer, size: Size) -> Iterator[Figure]:
+    """What a waiting job costs: of a peer that has only just begun, and so has no memory to use again."""
+    echo(peer, [os.urandom(PAYLOAD_BYTES)])
+    if peer.broker_pid is not None:
+        yield _figure(peer, "memory", "bytes", [waiting_bytes(peer, size.waiting)])
+
+
+def _figure(peer: Peer, of: str, unit: str, samples: list[float], value: float | None = None) -> Figure:
+    return Figure(
+        name=f"peers.{peer.name.lower().replace(', ', '-').replace(' ', '-')}.{peer.setting}.{of}",
+        value=median(samples) if value is None else value,
+        unit=unit,
+        samples=samples,
+        axes={"peer": peer.name, "setting": peer.setting, "of": of},
+        settings={"setting": peer.settings[peer.setting]},
+    )
+
+
+def payloads_of(count: int) -> list[bytes]:
+    """Payloads, all different."""
+    block = os.urandom(PAYLOAD_BYTES - 8)
+    return [index.to_bytes(8, "little") + block for index in range(count)]
+
+
+def echo(peer: Peer, payloads: list[bytes]) -> float:
+    """Seconds from the first submit until every result is here. Raises BenchError when one is wrong."""
+    begun_s = time.perf_counter()
+    found = peer.results(peer.put(payloads))
+    took_s = time.perf_counter() - begun_s
+    if found != payloads:
+        raise BenchError(f"{peer.name} did not give back what it was given")
+    return took_s
+
+
+def waiting_bytes(peer: Peer, count: int) -> float:
+    """Growth of the broker's memory for each job that waits, beyond its payload. Measured last: nobody takes them."""
+    assert peer.broker_pid is not None
+    broker = psutil.Process(peer.broker_pid)
+    peer.park()
+    before = broker.memory_full_info().uss
+    peer.put(payloads_of(count))
+    held: list[int] = []
+
+    def is_steady() -> bool:
+        held.append(broker.memory_full_info().uss)
+        return len(held) > 10 and held[-1] == held[-10]
+
+    until(is_steady, "the broker to have taken all")
+    return (held[-1] - before) / count - PAYLOAD_BYTES
+
+
+def main() -> None:
+    """Lines on standard output."""
+    kind, setting = PEERS[sys.argv[1]](), sys.argv[2]
+    size = msgspec.json.decode(sys.argv[3], type=Size)
+    described = {**machine.describe(PLACE), "quick": size == QUICK, "endpoint": ""}
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a peer prints is no line
+    for part in (measure, measure_waiting):
+        with tempfile.TemporaryDirectory(prefix="empd-peer-", dir=PLACE) as place, kind(setting, Path(place)) as peer:
+            for figure in part(peer, size):
+                line = {**figure.as_line("peers", described["cores"]), "machine": described}
+                print(msgspec.json.encode(line).decode(), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
