@@ -2,7 +2,8 @@
 
     python bench/asset_upload.py [--mib 2048] [--rounds 3]
 
-Each upload runs in a process of its own, in turn, to one Azurite on this machine (`make unit` installs it). `bare` is
+Each upload runs in a process of its own, to an Azurite of its own on this machine (`make unit` installs it), with
+nothing of the one before left to be written; the order turns around from round to round. `bare` is
 `BlobClient.upload_blob` of the open file, with as many blocks at once as empd sends; `bare 1` the same with the
 library's default of one. Memory is what the process's peak grew by while it uploaded.
 """
@@ -76,20 +77,27 @@ def one(way: str, connection: str, path: Path) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def compare(mib: int, rounds: int) -> None:
-    """Runs all ways in turn and prints the medians."""
+def alone(way: str, path: Path) -> dict[str, float]:
+    """One upload to a store that holds nothing yet."""
     from tests.azurite import Azurite
 
-    with tempfile.TemporaryDirectory(prefix="empd-bench-", dir="/tmp") as folder, Azurite(in_memory=False) as azurite:
+    os.sync()
+    with Azurite(in_memory=False) as azurite:
         azurite.store(CONTAINER)
+        return one(way, azurite.connection_string, path)
+
+
+def compare(mib: int, rounds: int) -> None:
+    """Runs all ways in turn and prints the medians."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory(prefix="empd-bench-", dir="/tmp") as folder:
         path = Path(folder, "file")
         with path.open("wb") as file:
             for _ in range(mib):
                 file.write(os.urandom(1 << 20))
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        for _ in range(rounds):
-            for way in WAYS:
-                found[way].append(one(way, azurite.connection_string, path))
+        for number in range(rounds):
+            for way in WAYS if number % 2 == 0 else reversed(WAYS):
+                found[way].append(alone(way, path))
     speeds = {way: mib / statistics.median(run["seconds"] for run in runs) for way, runs in found.items()}
     for way, runs in found.items():
         grown = max(run["grown_mib"] for run in runs)

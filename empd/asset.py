@@ -57,7 +57,7 @@ class AssetConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     container: Annotated[str, _meta("Azure: the blob container; it must exist.")] = ""
     account: Annotated[str, _meta("Azure: the storage account's name.")] = ""
-    account_url: Annotated[str, _meta("Azure: the blob endpoint, in place of account.")] = ""
+    account_url: Annotated[str, _meta("Azure: the blob endpoint, where it does not follow from account.")] = ""
     connection_string: Annotated[str, _meta("Azure: in place of account and credentials.")] = ""
     key: Annotated[str, _meta("Azure: an account key. Without key and sas: the machine's managed identity.")] = ""
     sas: Annotated[str, _meta("Azure: a shared access signature that may read, write, list and delete.")] = ""
@@ -78,8 +78,8 @@ class AssetConfig(msgspec.Struct, frozen=True, kw_only=True):
             return None
         if not self.container:
             return "container", "missing; accepted: the name of a blob container"
-        if sum(map(bool, (self.account, self.account_url, self.connection_string))) != 1:
-            return "account", "accepted: exactly one of account, account_url and connection_string"
+        if bool(self.connection_string) == bool(self.account or self.account_url):
+            return "account", "accepted: account, account_url (or both), or a connection_string alone"
         if sum(map(bool, (self.key, self.sas, self.connection_string))) > 1:
             return "key", "accepted: at most one of key, sas and connection_string"
         return None

@@ -27,7 +27,7 @@ from azure.core.exceptions import (
     ServiceResponseTimeoutError,
 )
 from azure.storage.blob import BlobBlock, ContentSettings
-from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient
+from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient, ExponentialRetry
 
 from empd.asset import AssetFailed
 from empd.assets.content import BLOCK_BYTES, Intake
@@ -43,6 +43,10 @@ BLOCKS_MAX = 50_000
 CONTESTED_MAX = 10
 COPY_POLL_S = 0.5
 TIMEOUT_S = 60.0
+RETRY_FIRST_S = 1
+RETRY_BASE = 2
+"""The n-th further try of a request comes RETRY_FIRST_S + RETRY_BASE ** n later, give or take a second."""
+
 _RETRY_AFTER_S = 30.0
 _CACHE_CONTROL = "public, max-age=31536000, immutable"
 _MISSING = {"match_condition": MatchConditions.IfMissing}
@@ -69,8 +73,8 @@ _STATUSES = {
 
 
 class Account(NamedTuple):
-    """Where the container is and how to be let in: `connection_string`, or `url` (or the account's `name`) with `key`
-    or `sas`; neither: the machine's managed identity."""
+    """Where the container is and how to be let in: `connection_string`, or `url` or the account's `name` (or both, when
+    the URL does not tell the name) with `key` or `sas`; neither: the machine's managed identity."""
 
     container: str
     name: str = ""
@@ -94,7 +98,7 @@ class AzureStore:
     async def open(self) -> None:
         """Makes the client; asks nothing."""
         options = {
-            "retry_total": self._retries,
+            "retry_policy": ExponentialRetry(RETRY_FIRST_S, RETRY_BASE, self._retries, random_jitter_range=1),
             "connection_timeout": TIMEOUT_S,
             "read_timeout": TIMEOUT_S,
             "max_single_put_size": BLOCK_BYTES,
@@ -174,6 +178,8 @@ class AzureStore:
     def _make(self, options: dict[str, Any]) -> BlobServiceClient:
         account = self._account
         credential: Any = account.key or account.sas or None
+        if account.key and account.name and account.url:
+            credential = {"account_name": account.name, "account_key": account.key}
         connection = account.connection_string
         if not connection and not account.url:
             connection = f"DefaultEndpointsProtocol=https;AccountName={account.name};EndpointSuffix=core.windows.net"

@@ -394,3 +394,67 @@ def test_the_embedded_mapping_is_not_changed_by_loading() -> None:
     before = json.dumps(EMBEDDED)
     Mapping.load(None, {})
     assert json.dumps(EMBEDDED) == before
+
+
+# --- assets ----------------------------------------------------------------------------------------------------------
+
+
+def with_assets(entries: Any, **service: Any) -> dict[str, Any]:
+    entry = {"connector": "SimulationConnector", **service}
+    return {"workers": {"w": {"services": ["s"]}}, "services": {"s": entry}, "assets": entries}
+
+
+def test_a_service_takes_the_entry_it_names_else_the_default_else_this_machine() -> None:
+    azure = {"provider": "azure", "container": "c", "account": "a", "key": "${KEY}"}
+    mapping = Mapping.from_dict(with_assets({"default": azure}), {"KEY": "secret"})
+    assert mapping.asset_config("s").container == "c"
+    assert mapping.asset_config("s").secrets == ("secret",)
+    mapping = Mapping.from_dict(with_assets({"default": azure, "disk": {"prefix": "x/y"}}, assets="disk"), {"KEY": ""})
+    assert (mapping.asset_config("s").provider, mapping.asset_config("s").prefix) == ("local", "x/y")
+    mapping = Mapping.from_dict(with_assets({}), {})
+    assert mapping.asset_config("s").provider == "local"
+
+
+@pytest.mark.parametrize(
+    ("assets", "service", "problem"),
+    [
+        ({"x": {"provider": "aws"}}, {}, 'assets.x.provider: .*accepted: "local" or "azure"'),
+        ({"x": {"provider": "azure"}}, {}, "assets.x.container: missing"),
+        ({"x": {"provider": "azure", "container": "c"}}, {}, "assets.x.account: accepted"),
+        (
+            {"x": {"provider": "azure", "container": "c", "account": "a", "connection_string": "s"}},
+            {},
+            "assets.x.account: accepted",
+        ),
+        (
+            {"x": {"provider": "azure", "container": "c", "account": "a", "key": "k", "sas": "s"}},
+            {},
+            "assets.x.key: accepted: at most one",
+        ),
+        ({"x": {"prefix": "../up"}}, {}, "assets.x.prefix: .*accepted: folders"),
+        ({"x": {"cdn_attempts": 0}}, {}, "assets.x.cdn_attempts: .*from 1"),
+        ({"x": {"contaner": "c"}}, {}, 'assets.x.contaner: unknown key; did you mean "container"'),
+        ({"pictures": {}}, {"assets": "picture"}, 'services.s.assets: no entry "picture"; did you mean "pictures"'),
+        ([], {}, "assets: missing or not an object"),
+        ({"x": {"key": "${UNSET_KEY}"}}, {}, "assets.x.key: the variable UNSET_KEY is not set"),
+    ],
+)
+def test_mistakes_in_assets_are_told_by_key(assets: Any, service: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Mapping.from_dict(with_assets(assets, **service), {})
+    assert [True for text in caught.value.problems if re.search(problem, text)], caught.value.problems
+
+
+def test_the_sample_takes_the_storage_variables() -> None:
+    sample = REPOSITORY / "etc" / "service-mapping.json"
+    environ = {
+        "CLOUD_STORAGE_PROVIDER": "azure",
+        "CLOUD_STORAGE_CONTAINER": "pictures",
+        "AZURE_STORAGE_ACCOUNT": "mine",
+        "AZURE_STORAGE_KEY": "a2V5",
+        "CLOUD_CDN_URL": "https://cdn.example.org",
+    }
+    config = Mapping.load(sample, environ).asset_config("echo")
+    assert (config.provider, config.container, config.account, config.key) == ("azure", "pictures", "mine", "a2V5")
+    assert config.cdn_url == "https://cdn.example.org"
+    assert Mapping.load(sample, {}).asset_config("echo").provider == "local"
