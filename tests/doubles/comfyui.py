@@ -112,6 +112,10 @@ class ComfyUIDouble:
         self.history_delay_s = 0.002
         self.deaf = False
         """Sends no messages any more, as after the reconnect trap."""
+        self.forgetful = False
+        """Someone clears the history all the time."""
+        self.lose_answers = 0
+        """So many prompts are taken without an answer: the connection breaks."""
         self.fail_next: list[int] = []
         """Statuses that the next requests get, whatever they ask."""
         self.counts = Counts()
@@ -306,6 +310,9 @@ class ComfyUIDouble:
         heapq.heappush(self.queue, (number, next(self._order), item))
         self.queue_updated()
         self._arrived.set()
+        if self.lose_answers:
+            self.lose_answers -= 1
+            request.transport.abort()
         return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors})
 
     async def _get_queue(self, request: web.Request) -> web.Response:
@@ -456,7 +463,8 @@ class ComfyUIDouble:
             run = Run(self, self.running)
             entry = await run.execute()
             await asyncio.sleep(self.history_delay_s)
-            self.history[self.running.prompt_id] = entry
+            if not self.forgetful:
+                self.history[self.running.prompt_id] = entry
             self.counts.finished[self.running.prompt_id] += 1
             self.running = None
             self.queue_updated()

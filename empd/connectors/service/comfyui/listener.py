@@ -8,6 +8,7 @@ and a later attempt can listen to a prompt that an earlier one has submitted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,12 @@ from empd.connectors.service.comfyui.messages import FEATURES, Message, NodeText
 from empd.connectors.service.comfyui.refusals import BLOCKED
 
 HEARTBEAT_S = 20.0
-RECONNECT_S = 1.0
+RECONNECT_S = (0.1, 0.5, 2.0)
+"""Before the second connection, the third, and each one after."""
+
+HEARD_S_MAX = 5.0
+"""A prompt is submitted unheard when the server says nothing for this long, or refuses every early attempt."""
+
 MESSAGE_BYTES_MAX = 256 << 20
 """`SaveImageWebsocket` sends whole images."""
 
@@ -49,9 +55,9 @@ class Listener:
 
     async def __aenter__(self) -> Listener:
         self._task = asyncio.create_task(self._listen())
-        connected = asyncio.create_task(self._connected.wait())
-        await asyncio.wait((connected, self._task), return_when=asyncio.FIRST_COMPLETED)
-        connected.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEARD_S_MAX):
+                await self._connected.wait()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -62,6 +68,7 @@ class Listener:
     async def _listen(self) -> None:
         """Until it is cancelled. Without a connection the prompt is still looked for; only its progress is not seen."""
         config = self._http.config
+        failures = 0
         while True:
             try:
                 async with self._http.session.aiohttp.ws_connect(
@@ -76,9 +83,11 @@ class Listener:
                     await self._hear(socket)
             except (aiohttp.ClientError, OSError, TimeoutError):
                 pass  # whether the prompt is lost with the connection, the queue will say
-            self._connected.set()
             self.look.set()
-            await asyncio.sleep(RECONNECT_S)
+            failures += 1
+            if failures >= len(RECONNECT_S):
+                self._connected.set()
+            await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S)) - 1])
 
     async def _hear(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in socket:

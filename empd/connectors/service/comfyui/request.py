@@ -26,7 +26,6 @@ class Request(msgspec.Struct, kw_only=True):
     extra_data: dict[str, Any] = {}
     allow_partial: bool = False
     temporary_files: Temporary = "if_alone"
-    save_assets: bool = True
 
 
 class _Payload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +38,9 @@ class _Payload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     extra_data: dict[str, Any] = {}
     allow_partial: bool = False
     temporary_files: Temporary = "if_alone"
+    # Where the outputs are saved, which is said to `context.assets`.
     save_assets: bool = True
+    ctx: Any = None
 
 
 class _Advanced(_Payload, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +64,8 @@ class Batch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     shared: dict[str, Any] = {}
     item_retries: int = 1
     on_failure: Literal["continue", "fail"] = "continue"
+    save_assets: bool = True
+    ctx: Any = None
 
 
 ITEMS_MAX = 10_000
@@ -122,7 +125,6 @@ def _request(body: _Payload, graph: Graph) -> Request:
         extra_data=body.extra_data,
         allow_partial=body.allow_partial,
         temporary_files=body.temporary_files,
-        save_assets=body.save_assets,
     )
 
 

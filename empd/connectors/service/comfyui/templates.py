@@ -23,7 +23,7 @@ from empd.connectors.service.comfyui.outputs import select_nodes
 from empd.connectors.service.comfyui.workflow import Graph, chance_seed, read_graph, seeds_of
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*(?::((?:[^}]|\}(?!\}))*))?\}\}")
-_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class Parameter(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -48,7 +48,7 @@ def load_template(directory: str, name: str) -> Template:
     """The template `NAME.json` of a directory. Raises InvalidInput when there is none, or it cannot be read."""
     if not directory:
         raise InvalidInput(f"template {name!r}: no templates_dir is configured; give the workflow itself")
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InvalidInput(f"template {name!r}: not a name; accepted: letters, digits, _ . -")
     path = Path(directory) / f"{name}.json"
     try:
@@ -63,7 +63,7 @@ def load_template(directory: str, name: str) -> Template:
 
 def template_of(raw: Any, where: str = "workflow") -> Template:
     """A template from its JSON. Raises InvalidInput."""
-    if isinstance(raw, dict) and "workflow" in raw and "class_type" not in raw["workflow"]:
+    if isinstance(raw, dict) and "workflow" in raw:
         try:
             return msgspec.convert(raw, Template)
         except msgspec.ValidationError as error:
