@@ -62,7 +62,13 @@ class Calls:
 
         `holds_slot`: the caller has entered `slot`, as its call goes on after this (a stream).
         """
-        return await self.retries.run(
+        # The way of nearly all calls; the loop is for the others.
+        try:
+            return await self.once(endpoint, call, context, holds_slot=holds_slot)
+        except Trouble as trouble:
+            first = trouble
+        return await self.retries.go_on(
+            first,
             lambda: self.once(endpoint, call, context, holds_slot=holds_slot),
             context,
             repeatable=repeatable,
@@ -78,15 +84,19 @@ class Calls:
         holds_slot: bool = False,
     ) -> T:
         """One try: waits for its turn, asks the circuit, calls, and tells both how it went. Raises Trouble."""
-        circuit = self.circuit(endpoint)
         self.in_flight += 1
         try:
-            if self.limiter is not None:
-                await self._turn(self.limiter, context)
+            limiter = self.limiter
+            if limiter is not None:
+                now_s = self._clock()
+                if limiter.earliest_s(now_s) > now_s:
+                    await self._turn(limiter, context)
+                else:
+                    limiter.book(now_s)
             if self._slots is None or holds_slot:
-                return await self._through(circuit, call)
+                return await self._through(endpoint, call)
             async with self._slots:
-                return await self._through(circuit, call)
+                return await self._through(endpoint, call)
         except Trouble as trouble:
             self._hold(trouble)
             raise
@@ -97,7 +107,8 @@ class Calls:
         """One of the `concurrent_max` calls at a time, for as long as the context lasts."""
         return contextlib.nullcontext() if self._slots is None else self._slots
 
-    async def _through(self, circuit: CircuitBreaker | None, call: Callable[[], Awaitable[T]]) -> T:
+    async def _through(self, endpoint: str, call: Callable[[], Awaitable[T]]) -> T:
+        circuit = self.circuit(endpoint)
         if circuit is None:
             return await call()
         ticket = circuit.enter(self._clock())

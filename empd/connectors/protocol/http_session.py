@@ -73,27 +73,34 @@ class HTTPSession:
     async def send(self, outgoing: Outgoing) -> aiohttp.ClientResponse:
         """The answer's head; the caller releases or closes it. Follows redirects. Raises what aiohttp raises."""
         if self._tokens is None:
-            return await self._follow(outgoing, self._credentials)
+            return await self._sent(outgoing, self._credentials)
         token = await self._tokens.get()
-        response = await self._follow(outgoing, bearer(token))
+        response = await self._sent(outgoing, bearer(token))
         if response.status != 401:
             return response
         response.release()
-        return await self._follow(outgoing, bearer(await self._tokens.renew(token)))
+        return await self._sent(outgoing, bearer(await self._tokens.renew(token)))
 
-    async def _follow(self, outgoing: Outgoing, credentials: Mapping[str, str]) -> aiohttp.ClientResponse:
-        response = await self._exchange(outgoing, {**outgoing.headers, **credentials}, self._query)
+    async def _sent(self, outgoing: Outgoing, credentials: Mapping[str, str]) -> aiohttp.ClientResponse:
+        headers = {**outgoing.headers, **credentials} if credentials else outgoing.headers
+        response = await self._exchange(outgoing, headers, self._query)
+        if response.status in _REDIRECTS and self._config.redirects_max:
+            return await self._follow(outgoing, credentials, response)
+        return response
+
+    async def _follow(
+        self, outgoing: Outgoing, credentials: Mapping[str, str], response: aiohttp.ClientResponse
+    ) -> aiohttp.ClientResponse:
         left = self._config.redirects_max
         headers, origin = outgoing.headers, origin_of(outgoing.url)
         while response.status in _REDIRECTS and "Location" in response.headers and left:
             left -= 1
             target = urljoin(outgoing.url, response.headers["Location"])
+            response.release()
             if urlsplit(outgoing.url).scheme == "https" and urlsplit(target).scheme != "https":
-                response.release()
                 raise BadResponse("the service redirects away from https", retry=False)
             if response.status not in _KEEP_METHOD and outgoing.method != "HEAD":
                 outgoing = outgoing._replace(method="GET", body=None)
-            response.release()
             # What the query of the first address was, the service has put into the new one.
             outgoing = outgoing._replace(url=target, params=None)
             if origin_of(target) == origin:

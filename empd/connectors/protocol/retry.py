@@ -101,21 +101,37 @@ class Retries:
         `repeatable`: doing it twice is the same as once (a GET, an idempotency key). Ends with the trouble's
         ConnectorError; at once when the job is to stop. `on_retry(trouble, attempt, wait_s)` is told of each wait.
         """
+        try:
+            return await call()
+        except Trouble as trouble:
+            first = trouble
+        return await self.go_on(first, call, context, repeatable=repeatable, on_retry=on_retry)
+
+    async def go_on(
+        self,
+        trouble: Trouble,
+        call: Callable[[], Awaitable[T]],
+        context: Context | None = None,
+        *,
+        repeatable: bool = True,
+        on_retry: Callable[[Trouble, int, float], None] | None = None,
+    ) -> T:
+        """As `run`, after a first try that ended in `trouble`."""
         attempt = 1
         while True:
-            try:
-                return await call()
-            except Trouble as trouble:
-                wait_s = self._wait_s(trouble, attempt, context, repeatable)
-                if wait_s is None:
-                    raise trouble.error from trouble.__cause__
-                if on_retry is not None:
-                    on_retry(trouble, attempt, wait_s)
-                cause = trouble
+            wait_s = self._wait_s(trouble, attempt, context, repeatable)
+            if wait_s is None:
+                raise trouble.error from trouble.__cause__
+            if on_retry is not None:
+                on_retry(trouble, attempt, wait_s)
             await pause(wait_s, context)
             if context is not None and context.cancelled:
-                raise cause.error from cause.__cause__
+                raise trouble.error from trouble.__cause__
             attempt += 1
+            try:
+                return await call()
+            except Trouble as again:
+                trouble = again
 
     def _wait_s(self, trouble: Trouble, attempt: int, context: Context | None, repeatable: bool) -> float | None:
         row = trouble.row

@@ -43,6 +43,7 @@ class Shaped(HTTPConnector):
             self._headers = {name: TextTemplate(text, PLACES) for name, text in shape.headers.items() if "{" in text}
         except ValueError as error:
             raise ConnectorError(str(error), retry=False) from None
+        self._has_templates = bool(self._headers) or self._path is not None or self._params is not None
         self._in_address = self.config.method == "GET" and not (self._path is None and self._params is None)
 
     def build_request_payload(self, job: JobView, context: Context) -> Any:
@@ -54,6 +55,8 @@ class Shaped(HTTPConnector):
     async def main_request(self, job: JobView, context: Context) -> tuple[str, str, RequestOptions]:
         """The main request with path, query and headers filled."""
         method, path, options = await super().main_request(job, context)
+        if not self._has_templates:
+            return method, path, options
         values = values_of(context)
         if self._params is not None:
             options["params"] = {**options.get("params", {}), **query_from(self._params.render(values))}
