@@ -8,8 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WHEELS := $(VENV)/wheels
-AZURITE := $(VENV)/servers/azurite
-SERVERS := $(patsubst tests/servers/%.txt,$(VENV)/servers/%/.ready,$(wildcard tests/servers/*.txt))
+SERVERS := $(patsubst tests/servers/%.txt,$(VENV)/servers/%/.ready,$(wildcard tests/servers/*.txt)) \
+           $(VENV)/servers/azurite/.ready $(VENV)/servers/aimock/.ready
 PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 WORKERS ?= auto
@@ -42,16 +42,18 @@ $(WHEELS)/.ready: $(READY)
 	@rm -f $(WHEELS)/empd-*.whl
 	@touch $@
 
-# The tests' own Azure Blob Storage.
-$(AZURITE)/.ready: .ci/azurite | $(READY)
-	@.ci/azurite $(AZURITE)
-
 # Servers that the tests speak with, each in an environment of its own; the versions in tests/servers are all they need.
 $(VENV)/servers/%/.ready: tests/servers/%.txt | $(READY)
 	@echo "setting up $(@D)"
 	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps -r $<
 	@touch $@
+
+# The same for those that run on Node.js.
+$(VENV)/servers/azurite/.ready: .ci/node-server | $(READY)
+	@.ci/node-server $(@D) azurite 3.35.0
+$(VENV)/servers/aimock/.ready: .ci/node-server | $(READY)
+	@.ci/node-server $(@D) @copilotkit/aimock 1.43.0
 
 demo: $(READY)
 	@$(BIN)/empd demo
@@ -68,7 +70,7 @@ format: $(READY)
 types: $(READY)
 	@$(BIN)/mypy --no-error-summary
 
-unit: system $(READY) $(WHEELS)/.ready $(AZURITE)/.ready $(SERVERS)
+unit: system $(READY) $(WHEELS)/.ready $(SERVERS)
 	@$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
 
 # The tests of the ComfyUI connectors against a real server instead of its double; the graphs need no model.

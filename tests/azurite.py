@@ -17,7 +17,8 @@ from azure.storage.blob import BlobServiceClient
 
 from tests.box import WAIT_S, wait_until
 
-MAIN = Path(sys.prefix, "servers", "azurite", "node_modules", "azurite", "dist", "src", "blob", "main.js")
+HOME = Path(sys.prefix, "servers", "azurite")
+MAIN = HOME / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Azurite's account and key are the same everywhere, and no secret."""
@@ -44,7 +45,7 @@ class Azurite:
         options += ["--inMemoryPersistence"] if in_memory else ["--location", str(self.folder)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["node", str(MAIN), *options],
+                [str(HOME / "node"), str(MAIN), *options],
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
