@@ -80,6 +80,13 @@ def test_the_ports_come_from_the_environment():
     assert plan_of(Mapping.from_dict(raw, environ), 1) == [("comfyui@gpu0", 9000), ("comfyui@gpu0.1", 9001)]
 
 
+def test_the_samples_comfyui_is_sound_when_it_is_switched_on():
+    raw = json.loads((Path(__file__).resolve().parents[2] / "etc" / "service-mapping.json").read_text())
+    for section, name in (("workers", "images"), ("services", "comfyui")):
+        raw[section][name] = raw[section].pop(f"// {name}")
+    assert plan_of(Mapping.from_dict(raw, {}), 2) == [("comfyui@gpu0", 8188), ("comfyui@gpu1", 8189)]
+
+
 def test_only_servers_that_a_worker_uses_are_run():
     assert plan_of(mapping_of(worker={"instances": 1}), 4) == [("comfyui@gpu0", 8188)]
     assert plan_of(mapping_of(worker={"instances": 0}), 4) == []
