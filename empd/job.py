@@ -17,6 +17,9 @@ from empd.payload import Carried
 from empd.record import Record
 
 ID_CHARS = 13
+SESSION_JOBS_MAX = 1 << 32
+RENEWABLE_FROM = 1 << 31
+"""A session that has given out so many numbers may be renewed: another takes its place."""
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _VALUES = {char: value for value, char in enumerate(_ALPHABET)}
 _VALUES.update({"i": 1, "l": 1, "o": 0})

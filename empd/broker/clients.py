@@ -16,7 +16,7 @@ from empd.broker.outbox import Outbox
 from empd.broker.stream import Stream
 from empd.clock import Instant
 from empd.errors import FailureClass, ProtocolError
-from empd.job import JobFilter, State, Submit
+from empd.job import RENEWABLE_FROM, JobFilter, State, Submit
 from empd.payload import FRAME_BYTES_MAX, INLINE_BYTES_MAX, BlobRef
 from empd.queue import requests
 from empd.queue.admission import Outside
@@ -64,6 +64,7 @@ class ClientDesk:
         self._answers = Answers(self._queue, self._ledger)
         self._sessions: dict[bytes, Session] = {}
         self._identities: dict[int, bytes] = {}
+        self._successors: dict[int, int] = {}
         self._asked: list[tuple[bytes, int, frames.Ask]] = []
         self._watchers: dict[int, set[bytes]] = {}
         self.status: Callable[[], dict[str, Any]] = dict
@@ -112,6 +113,8 @@ class ClientDesk:
         session = self._queue.state.sessions.get(frame.session)
         if session is None or not secrets.compare_digest(session.token, frame.token):
             session = self._queue.open_session(secrets.token_bytes(16), frame.name[:64], now)
+        elif session.number in self._successors or (frame.renew and session.next_job >= RENEWABLE_FROM):
+            session = self._successor(session, frame, now)
         session.seen_mono_ns = now.mono_ns
         self._sessions.pop(self._identities.get(session.number, b""), None)
         self._sessions[identity] = session
@@ -133,6 +136,15 @@ class ClientDesk:
                 volatile_dir=self._host.volatile_dir,
             ),
         )
+
+    def _successor(self, session: Session, frame: frames.ClientHello, now: Instant) -> Session:
+        """The session that takes the place of a used up one: the same for every Hello that still names the old one,
+        since more than one may be on its way. What ends of the old one goes to the connection that it had."""
+        successor = self._queue.state.sessions.get(self._successors.get(session.number, 0))
+        if successor is None:
+            successor = self._queue.open_session(secrets.token_bytes(16), frame.name[:64], now)
+            self._successors[session.number] = successor.number
+        return successor
 
     def _bye(self, identity: bytes, session: Session, frame: frames.Bye, now: Instant) -> None:
         self.lost((identity,))

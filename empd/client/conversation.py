@@ -54,6 +54,7 @@ class Conversation:
         self.stale_answers = 0
         self._control: list[Record] = []
         self._greeted_ns: int | None = None
+        self._renewing = False
         self._now_ns = 0
         self._next_ask_ns = 0
         self._heard_ns = 0
@@ -73,10 +74,14 @@ class Conversation:
 
     def connected(self, now_ns: int) -> None:
         """A connection is up: greets, with the session and its token where there is one."""
+        self._greet(now_ns, renew=False)
+
+    def _greet(self, now_ns: int, renew: bool) -> None:
         self.ready = False
         self._greeted_ns = now_ns
         session, token = (self.welcome.session, self.welcome.token) if self.welcome else (0, b"")
-        self._control = [frames.ClientHello(frames.VERSION, session, token, self.name)]
+        before = self._control if renew else []
+        self._control = [*before, frames.ClientHello(frames.VERSION, session, token, self.name, renew)]
 
     def disconnected(self) -> None:
         """The connection is gone; nothing is sent until the next one."""
@@ -125,6 +130,9 @@ class Conversation:
                 self._remind(now_ns)
             else:
                 self.connected(now_ns)
+        if self.ready and self.submissions.used_up:
+            self._renewing = True
+            self._greet(now_ns, renew=True)
         sending, self._control = self._control, []
         if self.ready:
             submissions = self.submissions
@@ -230,7 +238,9 @@ class Conversation:
     def _on_welcome(self, welcome: frames.Welcome) -> None:
         if welcome.version != frames.VERSION:
             raise ProtocolError(f"the daemon speaks protocol {welcome.version}, this client {frames.VERSION}")
-        accepted = self.submissions.resume(welcome.session, welcome.frame_number, welcome.next_job)
+        renewed = self._renewing and self.welcome is not None and self.welcome.instance == welcome.instance
+        accepted = self.submissions.resume(welcome.session, welcome.frame_number, welcome.next_job, renewed)
+        self._renewing = False
         self.welcome = welcome
         self.ready = True
         self._greeted_ns = None

@@ -139,9 +139,9 @@ class Handle(msgspec.Struct, eq=False, gc=False):
 
 
 class Batch:
-    """One Submit frame, from its first job until the daemon has acknowledged it."""
+    """One Submit frame, from its first job until the daemon has acknowledged it. `sent`: the daemon may have it."""
 
-    __slots__ = ("first", "groups", "handles", "keys", "number", "resent", "size_bytes")
+    __slots__ = ("first", "groups", "handles", "keys", "number", "resent", "sent", "size_bytes")
 
     def __init__(self, first: int) -> None:
         self.number = 0  # given when it is sealed
@@ -150,6 +150,7 @@ class Batch:
         self.handles: list[Handle] = []
         self.keys: set[str] = set()
         self.size_bytes = 0
+        self.sent = False
         self.resent = False
 
 

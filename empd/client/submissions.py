@@ -9,11 +9,16 @@ import msgspec
 
 from empd.client.handle import Batch, Ending, Handle, failure_class
 from empd.errors import EmpdError, FailureClass, JobFailed, ProtocolError, Refused
+from empd.job import SESSION_JOBS_MAX
 from empd.payload import BlobRef, Carried
 from empd.result import FinishedJob, Results
 from empd.wire.frames import Accepted, JobGroup, Submit
 
 JOBS_PER_FRAME = 256
+RENEW_FROM = SESSION_JOBS_MAX - (1 << 24)
+RENEW_AT = SESSION_JOBS_MAX - (1 << 22)
+"""The session is renewed at the first moment from `RENEW_FROM` on in which nothing waits for an answer; from `RENEW_AT`
+on such a moment is brought about: no more frames are sent."""
 FRAME_PAYLOAD_BYTES_MAX = 900 * 1024
 KEY_CHARS_MAX = 256
 JOB_BYTES = 24  # of a payload's and a key's own framing, counted so that a frame stays below its limit
@@ -88,7 +93,21 @@ class Submissions:
         if not self._unsent:
             return []
         batches, self._unsent = self._unsent, []
+        if self.next_job >= RENEW_AT:  # only those that the daemon may have taken already
+            self._unsent = [batch for batch in batches if not batch.sent]
+            batches = [batch for batch in batches if batch.sent]
+        for batch in batches:
+            batch.sent = True
         return [Submit(batch.number, batch.first, batch.groups) for batch in batches]
+
+    @property
+    def used_up(self) -> bool:
+        """The session is to be renewed now: none of its frames is on its way."""
+        if self.next_job < RENEW_FROM:
+            return False
+        if self.next_job < RENEW_AT:
+            return not self.unacknowledged and self.gathering is None
+        return not any(batch.sent for batch in self.unacknowledged.values())
 
     # --- what the daemon says ------------------------------------------------------------------------------------
 
@@ -178,9 +197,10 @@ class Submissions:
 
     # --- reconnecting --------------------------------------------------------------------------------------------
 
-    def resume(self, session: int, frame_number: int, next_job: int) -> list[int]:
+    def resume(self, session: int, frame_number: int, next_job: int, renewed: bool = False) -> list[int]:
         """The daemon knows the session up to `frame_number`. Queues what is to be sent again, in order, and returns
-        the ids of accepted open jobs, to be asked for. With another session number the accepted jobs are lost."""
+        the ids of accepted open jobs, to be asked for. With another session number the accepted jobs are lost, unless
+        it is `renewed`."""
         known = session == self.session
         self.seal()
         pending = sorted(self.unacknowledged.values(), key=lambda batch: batch.number)
@@ -189,7 +209,14 @@ class Submissions:
         waiting = {handle.number for batch in pending for handle in batch.handles}
         accepted = [number for number in self.open if number not in waiting]
         if not known:
-            self._move(session, next_job, pending, accepted)
+            for number in accepted:
+                if renewed:
+                    self.open[number].foreign = True
+                    self.foreign.add(number)
+                elif not self.open[number].foreign:
+                    lost = "the daemon no longer knows this session, its state was wiped or the session forgotten"
+                    self.fail(number, JobFailed(self.open[number].id, FailureClass.HOST_LOST, lost))
+            self._move(session, next_job, pending)
             accepted = [number for number, handle in self.open.items() if handle.foreign]
             # Within a known session a number stays, whatever the daemon has lost: it may remember what it refused.
             for number, batch in enumerate(pending, frame_number + 1):
@@ -201,13 +228,8 @@ class Submissions:
         self._unsent = pending
         return accepted
 
-    def _move(self, session: int, next_job: int, pending: list[Batch], accepted: list[int]) -> None:
-        """Gives the unacknowledged jobs numbers of the new session; the accepted ones of the old one are lost."""
-        for number in accepted:
-            handle = self.open[number]
-            if not handle.foreign:
-                lost = "the daemon no longer knows this session, its state was wiped or the session forgotten"
-                self.fail(number, JobFailed(handle.id, FailureClass.HOST_LOST, lost))
+    def _move(self, session: int, next_job: int, pending: list[Batch]) -> None:
+        """Gives the unacknowledged jobs numbers of the new session."""
         self.session = session
         for batch in pending:
             batch.first = next_job

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from empd.errors import FailureClass
-from empd.job import JobGroup, Submit
+from empd.job import SESSION_JOBS_MAX, JobGroup, Submit
 from empd.payload import BlobRef
 from empd.queue import rows
 from empd.queue.evolve import payload_fingerprint
@@ -19,7 +19,6 @@ from empd.result import Refusal
 
 KEY_CHARS_MAX = 256
 _FULL_RETRY_AFTER_S = 1.0
-_JOB_NUMBER_MAX = 1 << 32
 _SKIPPED_KEPT = 256
 FRAME_JOBS_MAX = 4096
 """Jobs in one frame: so many can be refused with their reasons in one frame."""
@@ -57,8 +56,8 @@ def submit(
         raise ValueError(f"a frame has at most {FRAME_JOBS_MAX} jobs, this one has {count}")
     if frame.first < session.next_job:
         raise ValueError(f"jobs start at {frame.first}, but the session's jobs up to {session.next_job - 1} are taken")
-    if frame.first + count > _JOB_NUMBER_MAX:
-        raise ValueError(f"a session has at most {_JOB_NUMBER_MAX} jobs; open a new one")
+    if frame.first + count > SESSION_JOBS_MAX:
+        raise ValueError(f"a session has at most {SESSION_JOBS_MAX} jobs; say ClientHello with `renew` before")
     for group in frame.groups:
         if group.keys is not None and len(group.keys) != len(group.payloads):
             raise ValueError("keys must be left out or be as many as payloads")

@@ -38,12 +38,14 @@ Frame = Record
 
 
 class ClientHello(Frame, tag=1):
-    """First frame of a connection. `session` 0 asks for a new one; else `token` proves that it is this client's."""
+    """First frame of a connection. `session` 0 asks for a new one; else `token` proves that it is this client's.
+    `renew`: its job numbers come to their end and nothing of it is unanswered; a new session takes its place."""
 
     version: int
     session: int = 0
     token: bytes = b""
     name: str = ""
+    renew: bool = False
 
 
 class Ask(Frame, tag=3):

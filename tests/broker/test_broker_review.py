@@ -14,12 +14,13 @@ from empd.broker.clients import WATCHERS_MAX, ClientDesk, Host, Means
 from empd.client.bulk import Bulk
 from empd.clock import NS_PER_S, Instant
 from empd.errors import FailureClass
-from empd.job import JobFilter, format_id
+from empd.job import RENEWABLE_FROM, JobFilter, format_id
 from empd.lifecycle import Exit
 from empd.payload import FRAME_BYTES_MAX
 from empd.queue.machine import Queue
 from empd.queue.policy import Policy, ServicePolicy, WorkerClass
 from empd.queue.state import Offer
+from empd.result import Results
 from empd.wire import frames
 from empd.wire.codec import decode_for_client, encode
 
@@ -167,6 +168,30 @@ def test_a_forgotten_session_takes_no_jobs() -> None:
     assert type(answer) is frames.Error
     assert "Hello" in answer.message
     assert not desk.queue.state.jobs
+
+
+def test_a_used_up_session_is_renewed_once_and_its_jobs_go_on() -> None:
+    desk = Desk()
+    old = desk.say(b"c", frames.ClientHello(1))
+    session = desk.queue.state.sessions[old.session]
+    session.next_job = RENEWABLE_FROM - 1
+    desk.say(b"c", frames.Submit(1, RENEWABLE_FROM - 1, [group(b"\xc0")]))
+    new = desk.say(b"c", frames.ClientHello(1, old.session, old.token, renew=True))
+    assert (new.session, new.next_job, new.frame_number) == (old.session + 1, 1, 0)
+    for renew in (True, False):  # said before its answer came
+        assert desk.say(b"c", frames.ClientHello(1, old.session, old.token, renew=renew)).session == new.session
+    assert desk.say(b"d", frames.ClientHello(1, old.session, b"not its token", renew=True)).session > new.session
+    assert type(desk.say(b"c", frames.Submit(1, 1, [group(b"\xc0")]))) is frames.Accepted
+    ended = Results(old.session, "", 0, [])
+    desk.sent.clear()
+    desk.desk.results(ended, encode(ended))
+    assert [identity for identity, _ in desk.sent] == [b"c"]
+
+
+def test_a_session_with_numbers_left_is_not_renewed() -> None:
+    desk = Desk()
+    old = desk.say(b"c", frames.ClientHello(1))
+    assert desk.say(b"c", frames.ClientHello(1, old.session, old.token, renew=True)).session == old.session
 
 
 def test_watchers_of_a_job_are_bounded() -> None:

@@ -52,6 +52,7 @@ class ModelBroker:
         self.forgotten: set[int] = set()
         self.seen: list[Any] = []
         self.last_session = 0
+        self.successors: dict[int, int] = {}
 
     def receive(self, peer: bytes, data: bytes) -> list[bytes]:
         """The answers to one frame."""
@@ -93,10 +94,16 @@ class ModelBroker:
 
     def _hello(self, peer: bytes, hello: frames.ClientHello) -> frames.Welcome:
         session = hello.session
-        if session not in self.sessions or hello.token != b"token%d" % session:
+        if hello.renew:
+            self.successors.setdefault(session, 0)
+        if session in self.successors:
+            session = self.successors[session]
+        if session not in self.sessions or (session == hello.session and hello.token != b"token%d" % session):
             self.last_session += 1
             session = self.last_session
             self.sessions[session] = {"frame": 0, "job": 1}
+            if hello.session in self.successors:
+                self.successors[hello.session] = session
         self.connections = {known: number for known, number in self.connections.items() if number != session}
         self.connections[peer] = session
         state = self.sessions[session]

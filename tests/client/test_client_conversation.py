@@ -15,6 +15,7 @@ from empd.client.conversation import ASK_AGAIN_NS, ASK_IDS_MAX, GREETING_RETRY_N
 from empd.client.handle import Handle
 from empd.client.options import OptionsEncoder
 from empd.errors import FailureClass, JobFailed, ProtocolError, Refused
+from empd.job import SESSION_JOBS_MAX
 from empd.payload import FRAME_BYTES_MAX
 from empd.result import FinishedGroup, FinishedJob, JobStatus, Refusal
 from empd.wire import codec, frames
@@ -209,6 +210,62 @@ def test_a_daemon_that_lost_acknowledged_frames_gets_the_next_ones_without_a_gap
     link.settle()
     assert late.finished is not None
     assert link.conversation.take_unknown() == [lost.number]
+
+
+def near_the_end(link: Link, left: int) -> None:
+    """The session has so many numbers left."""
+    next_job = SESSION_JOBS_MAX - left
+    link.broker.sessions[1]["job"] = link.conversation.submissions.next_job = next_job
+
+
+def test_a_session_whose_numbers_come_to_an_end_is_renewed_when_nothing_waits_for_an_answer() -> None:
+    link = Link(ModelBroker(work=lambda number, payload: None))
+    link.settle()
+    near_the_end(link, 1 << 23)
+    old = [link.submit(b"old%d" % number) for number in range(3)]
+    assert link.conversation.submissions.session == 1, "its jobs wait for their acknowledgement"
+    link.settle()
+    assert link.conversation.submissions.session == 2
+    new = link.submit(b"new")
+    link.settle()
+    assert [handle.number >> 32 for handle in (*old, new)] == [1, 1, 1, 2]
+    link.broker.finish()
+    link.now_ns += ASK_AGAIN_NS
+    link.pull()
+    link.settle()
+    assert all(handle.ended for handle in old), "jobs of the old session are asked for"
+    link.cut(0, 0, 0)
+    link.settle()
+    assert new.ended
+    assert all(count == 1 for count in link.ends.values())
+    assert not link.conversation.unknown
+
+
+@pytest.mark.parametrize("lost", range(4))
+@pytest.mark.parametrize("unseen", range(3))
+def test_a_busy_session_holds_its_frames_back_to_be_renewed(lost: int, unseen: int) -> None:
+    """Whatever is lost with a connection in the middle of it, every job is taken once."""
+    link = Link(ModelBroker())
+    link.settle()
+    near_the_end(link, (1 << 22) + 5)
+    handles = []
+    for number in range(20):
+        handles.append(link.submit(b"%d" % number))
+        link.conversation.seal()
+        link.pull()
+        if number % 4 == lost:
+            link.step_up()
+    link.cut(lost, lost, unseen)
+    handles += [link.submit(b"after%d" % number) for number in range(5)]
+    link.settle()
+    link.now_ns += ASK_AGAIN_NS
+    link.pull()
+    link.settle()
+    assert link.conversation.submissions.session > 1
+    assert all(handle.ended and handle.error is None for handle in handles)
+    assert set(link.broker.taken.values()) == {1}
+    assert len(link.broker.taken) == 25
+    assert set(link.ends.values()) == {1}
 
 
 def test_single_submits_gather_while_one_frame_is_on_its_way() -> None:
