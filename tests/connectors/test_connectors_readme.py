@@ -101,9 +101,8 @@ def test_what_it_names_exists() -> None:
     for name, kind in vars(failures).items():
         if isinstance(kind, type) and issubclass(kind, failures.ConnectorError) and f"`{name}`" in README:
             assert kind.__doc__
-    for name in re.findall(
-        r"`(?:await )?(\w+)\(?[^`]*`", README[README.index("**Context.**") : README.index("**Errors**")]
-    ):
+    start = README.index("**Context.**")
+    for name in re.findall(r"`(?:await )?(\w+)\(?[^`]*`", README[start : README.index("\n\n", start)]):
         assert name == "await" or hasattr(Context, name), name
     public = {name for name in vars(SyncContext) if not name.startswith("_")}
     assert public <= {name for name in dir(Context) if not name.startswith("_")} | {"job"}
