@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
+ENTRY_POINT_GROUP = "empd.connectors"
+
 _SERVICE = "empd.connectors.service"
 
 BUILT_IN_CONNECTORS: dict[str, str] = {
@@ -29,3 +33,8 @@ BUILT_IN_CONNECTORS: dict[str, str] = {
     "OpenAITranscriptionConnector": f"{_SERVICE}.openai.audio:OpenAITranscriptionConnector",
     "OpenAISpeechConnector": f"{_SERVICE}.openai.audio:OpenAISpeechConnector",
 }
+
+
+def installed_connectors() -> dict[str, str]:
+    """Those that installed packages offer by the entry point group `empd.connectors`: name → `module:Class`."""
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from empd.asset import AssetConfig
-from empd.builtin import BUILT_IN_CONNECTORS
+from empd.builtin import BUILT_IN_CONNECTORS, installed_connectors
 from empd.checking import Report, did_you_mean, read_struct, unknown_key
 from empd.checking import described as _meta
 from empd.device import Device
@@ -363,6 +363,8 @@ def _read_for_all(raw: Any, report: Report) -> ForAll:
 
 def _check_services(sections: dict[str, dict[str, Any]], report: Report) -> None:
     known = sorted({*BUILT_IN_CONNECTORS, *sections["connectors"]})
+    if any(service is not None and service.connector not in known for service in sections["services"].values()):
+        known = sorted({*known, *installed_connectors()})
     for name, service in sections["services"].items():
         if service is not None and service.connector not in known:
             hint = did_you_mean(service.connector, known)

@@ -7,17 +7,17 @@ stops another.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from empd.builtin import BUILT_IN_CONNECTORS
-from empd.connectors.base import Connector, Site
+from empd.builtin import BUILT_IN_CONNECTORS, ENTRY_POINT_GROUP, installed_connectors
+from empd.connectors.base import Connector, ConnectorConfig, Site
+from empd.connectors.endpoints import variable_stem
 from empd.connectors.failures import describe
 
-ENTRY_POINT_GROUP = "empd.connectors"
+__all__ = ["ENTRY_POINT_GROUP", "ConnectorUnavailable", "available", "build", "configure", "load_class"]
 
 
 class ConnectorUnavailable(Exception):
@@ -29,13 +29,17 @@ def load_class(name: str, path: str | None = None) -> type[Connector]:
 
     `path` (`module:Class`) comes first, then the built-in names, then entry points. Raises ConnectorUnavailable.
     """
-    target = path or BUILT_IN_CONNECTORS.get(name) or _entry_points().get(name)
+    target = path or BUILT_IN_CONNECTORS.get(name) or installed_connectors().get(name)
     if target is None:
-        known = ", ".join(sorted({*BUILT_IN_CONNECTORS, *_entry_points()}))
+        known = ", ".join(sorted({*BUILT_IN_CONNECTORS, *installed_connectors()}))
         raise ConnectorUnavailable(f"there is no connector {name!r}; give its path (module:Class), or one of: {known}")
     module_name, _, class_name = target.partition(":")
     if not class_name:
         raise ConnectorUnavailable(f"connector {name!r}: path {target!r} is not module:Class")
+    if path and class_name != name:
+        raise ConnectorUnavailable(
+            f"connector {name!r}: path names the class {class_name!r}; accepted: the class's name"
+        )
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
     except Exception as error:  # an operator's module may raise anything while it is imported
@@ -45,12 +49,33 @@ def load_class(name: str, path: str | None = None) -> type[Connector]:
     return found
 
 
-def build(cls: type[Connector], api_config: Mapping[str, Any], site: Site) -> Connector:
-    """An instance with its typed configuration. Raises ConnectorUnavailable; a wrong key is named with its path."""
+def configure(
+    cls: type[Connector], api_config: Mapping[str, Any], service: str, environ: Mapping[str, str] | None = None
+) -> ConnectorConfig:
+    """The typed configuration: environment (`<SERVICE>_<KEY>`), then the mapping's `api_config`, then the class's
+    defaults. Raises ConnectorUnavailable; a wrong key is named with its path."""
+    given = dict(api_config)
+    stem = variable_stem(service)
+    from_environ = {}
+    for field in msgspec.structs.fields(cls.Config):
+        value = (environ or {}).get(f"{stem}_{field.encode_name.upper()}")
+        if value:
+            from_environ[field.encode_name] = f"{stem}_{field.encode_name.upper()}"
+            given[field.encode_name] = _value_of(value)
     try:
-        config = msgspec.convert(dict(api_config), cls.Config, strict=False)
+        return msgspec.convert(given, cls.Config, strict=False)
     except msgspec.ValidationError as error:
-        raise ConnectorUnavailable(f"services.{site.service}.api_config: {_with_path(str(error))}") from None
+        text = _with_path(str(error))
+        variable = from_environ.get(text.partition(":")[0])
+        where = f"environment: {variable}" if variable else f"services.{service}.api_config"
+        raise ConnectorUnavailable(f"{where}: {text}") from None
+
+
+def build(
+    cls: type[Connector], api_config: Mapping[str, Any], site: Site, environ: Mapping[str, str] | None = None
+) -> Connector:
+    """An instance with its typed configuration. Raises ConnectorUnavailable."""
+    config = configure(cls, api_config, site.service, environ)
     try:
         return cls(config, site)
     except Exception as error:  # foreign code
@@ -59,11 +84,17 @@ def build(cls: type[Connector], api_config: Mapping[str, Any], site: Site) -> Co
 
 def available() -> dict[str, str]:
     """Names that need no path → `module:Class`."""
-    return {**_entry_points(), **BUILT_IN_CONNECTORS}
+    return {**installed_connectors(), **BUILT_IN_CONNECTORS}
 
 
-def _entry_points() -> dict[str, str]:
-    return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+def _value_of(text: str) -> Any:
+    """A variable's value: an object or a list where it is written as one, else the text."""
+    if text[:1] in "{[":
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+    return text
 
 
 def _with_path(message: str) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import collections
 import logging
 
-from empd.lifecycle import ChildKind
+import msgspec
+
+from empd.lifecycle import ChildKind, Control, Notice
+from empd.mapping import Mapping
 from empd.supervisor.children import Member, Spec
 from empd.supervisor.plan import Plan
 from empd.supervisor.restart import Event, Goal, State
@@ -19,11 +22,25 @@ ORDER = (ChildKind.BROKER, ChildKind.SERVER, ChildKind.WORKER, ChildKind.TELEMET
 _DRAINED = frozenset({ChildKind.WORKER, ChildKind.SERVER})
 
 
+def only_api_config_differs(old: Plan, new: Plan) -> bool:
+    """Whether connectors can take the new configuration over where they are: models stay loaded, jobs go on."""
+    if (old.settings, old.devices, old.specs) != (new.settings, new.devices, new.specs):
+        return False
+    before, after = (_without_api_config(each.mapping) for each in (old, new))
+    return before == after and old.mapping != new.mapping
+
+
+def _without_api_config(mapping: Mapping) -> Mapping:
+    services = {name: msgspec.structs.replace(each, api_config={}) for name, each in mapping.services.items()}
+    return msgspec.structs.replace(mapping, services=services)
+
+
 class Rollout:
     """A reload under way. Making one puts `plan` in force; `tick` moves it on."""
 
     def __init__(self, warden: Warden, plan: Plan) -> None:
         self._warden = warden
+        in_place = only_api_config_differs(warden.plan, plan)
         self._wanted = {spec.name: spec for spec in plan.specs}
         warden.plan = plan
         gone = [each.spec for each in warden.children if each.spec.name not in self._wanted]
@@ -31,6 +48,11 @@ class Rollout:
         specs = sorted((*gone, *changed), key=lambda spec: ORDER.index(spec.kind))
         self._left = collections.deque(specs)
         self._now: Member | None = None
+        if in_place:
+            self._left.clear()
+            for member in warden.children:
+                if member.is_live and member.spec.kind in (ChildKind.WORKER, ChildKind.WEB):
+                    warden.tell(member, Control(Notice.RELOAD, member.spec.kind, member.slot))
 
     @property
     def name(self) -> str:

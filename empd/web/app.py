@@ -8,7 +8,21 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from empd.web import assets, blobs, context, guard, jobs, listing, openapi, pages, problems, servers, status, streams
+from empd.web import (
+    assets,
+    blobs,
+    context,
+    endpoints,
+    guard,
+    jobs,
+    listing,
+    openapi,
+    pages,
+    problems,
+    servers,
+    status,
+    streams,
+)
 from empd.web.context import CONTEXT, Context
 from empd.web.problems import Handler
 from empd.web.submission import JobRequest
@@ -81,6 +95,17 @@ ROUTES = (
         {200: "the last lines of a server that the daemon runs", 400: "a bad number", 404: "no such server"},
         {"lines": f"How many, 1 to {servers.LINES_MAX}."},
     ),
+    Route(
+        "GET", "/v1/services/{service}/endpoints", endpoints.show, {200: "what is registered", 404: "no such service"}
+    ),
+    Route(
+        "PUT",
+        "/v1/services/{service}/endpoints/{id}",
+        endpoints.put,
+        {200: "registered for its TTL", 400: "invalid", 404: "no such service", 503: "too many"},
+        takes=endpoints.EndpointRequest,
+    ),
+    Route("DELETE", "/v1/services/{service}/endpoints/{id}", endpoints.remove, {200: "forgotten", 404: "none"}),
     Route("GET", "/v1/gpus", status.gpus, {200: "devices"}),
     Route("GET", "/v1/connectors", status.connectors, {200: "connectors"}),
     Route("GET", "/v1/jobs", listing.list_jobs, {200: "a page of jobs", 400: "a bad filter"}, _FILTERS),
@@ -137,7 +162,7 @@ async def _measure(request: web.Request, handler: Handler) -> web.StreamResponse
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "none"
         tally = request.app[CONTEXT].metrics.tally
-        method = request.method if request.method in ("GET", "HEAD", "POST", "DELETE") else "other"
+        method = request.method if request.method in ("GET", "HEAD", "POST", "PUT", "DELETE") else "other"
         labels = (("method", method), ("route", path), ("status", str(status_code)))
         tally.count("empd_http_requests_total", labels)
         if path not in _STREAMS:

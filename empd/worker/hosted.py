@@ -25,6 +25,8 @@ from empd.connectors.endpoints import Defaults, Endpoints, default_url, fixed_ur
 from empd.connectors.failures import ServiceUnavailable, describe
 from empd.connectors.redaction import secrets_in
 from empd.connectors.tracing import Tracer
+from empd.errors import ConfigError
+from empd.mapping import Mapping as ServiceMapping
 from empd.wire.telemetry import Sample
 from empd.worker import course
 from empd.worker.facts import Report, shown
@@ -35,6 +37,7 @@ from empd.worker.tally import Tally
 
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
+POLL_S = 0.02
 
 Process = Callable[[JobView, Context], Any]
 
@@ -56,6 +59,21 @@ class Plan(NamedTuple):
     slots: int
     plugins: Sequence[str] = ()
     plugin_options: Mapping[str, Mapping[str, Any]] = {}
+
+
+def plan_of(mapping: ServiceMapping, worker_type: str, name: str) -> Plan:
+    """The plan of one service of a worker."""
+    service = mapping.services[name]
+    return Plan(
+        connector=service.connector,
+        path=mapping.connector_path(service.connector),
+        api_config=service.api_config,
+        missing_env=mapping.missing_service_env(worker_type, name, os.environ),
+        required_env=(*mapping.workers[worker_type].required_env, *service.required_env),
+        slots=mapping.slots(worker_type, name),
+        plugins=(*mapping.plugins, *service.plugins),
+        plugin_options=mapping.plugin_options,
+    )
 
 
 class Meter:
@@ -85,6 +103,7 @@ class Hosted:
         self.resume: Process = self._refuse
         self.report = Report(self._told)
         self.hold = Holds(self._changed)
+        self.registered: Callable[[], str] = lambda: ""
         self.on_facts: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         self._log = log
@@ -92,6 +111,7 @@ class Hosted:
         self._plugins = plugins.Plugins((), self._on_plugin_failure)
         self._info: dict[str, Any] = {}
         self._missing: list[str] = []
+        self._configuring = self.problem = ""
         self._reason = "starting"
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -99,7 +119,7 @@ class Hosted:
     @property
     def reason(self) -> str:
         """Why no job can be taken; empty when one can."""
-        return self._reason or self.hold.reason
+        return self._configuring or self._reason or self.hold.reason
 
     @property
     def connector(self) -> Connector | None:
@@ -126,7 +146,7 @@ class Hosted:
                 hold=self.hold,
                 endpoints=self._endpoints(kind, plan.api_config),
             )
-            connector = registry.build(kind, plan.api_config, site)
+            connector = registry.build(kind, plan.api_config, site, os.environ)
             if not isinstance(connector, Service):
                 raise registry.ConnectorUnavailable(f"connector {plan.connector!r} does not process jobs")
         except registry.ConnectorUnavailable as error:
@@ -169,7 +189,7 @@ class Hosted:
         except ValueError as error:
             raise registry.ConnectorUnavailable(f"services.{self.name}: {error}") from None
         defaults = Defaults(kind.default_base_url, kind.default_base_port)
-        return Endpoints(fixed, default=default_url(defaults, instance))
+        return Endpoints(fixed, self.registered, default_url(defaults, instance))
 
     def facts(self) -> dict[str, Any]:
         """What the status page shows of this service."""
@@ -177,6 +197,8 @@ class Hosted:
         body: dict[str, Any] = {"connector": self.plan.connector, "reason": self.reason, "slots": self.plan.slots}
         if self._plugins.hung:
             body["plugins"] = [plugin.shown() for plugin in self._plugins.hung]
+        if self.problem:
+            body["configuration_refused"] = self.problem
         if self._missing:
             body["missing_variables"] = self._missing
         if connector is None:
@@ -210,6 +232,51 @@ class Hosted:
         await self._plugins.initialize(self._connector)
         await self._look(self._connector, self._connector.start())
         self._keeper = asyncio.create_task(self._keep(self._connector, on_change))
+
+    async def update(self, plan: Plan) -> bool:
+        """Takes another configuration. False: it is not good, the old one is in force and `problem` says why.
+
+        A connector that takes it over goes on; another one is closed when its jobs have ended, and opened with it. One
+        that cannot be opened with it is opened with the old one again.
+        """
+        connector, old, self.problem = self._connector, self.plan, ""
+        if connector is not None:
+            try:
+                config = registry.configure(type(connector), plan.api_config, self.name, os.environ)
+                self.redact.learn(secrets_in(plan.api_config))
+                if await connector.update_config(config):
+                    connector.config, self.plan = config, plan
+                    self._log("service_configured", service=self.name, how="taken over")
+                    self._told()
+                    return True
+            except Exception as error:  # foreign code may refuse a configuration by any exception
+                self._refuse_config(describe(error))
+                return False
+        if await self._reopen(plan) or connector is None:
+            return True
+        problem = self.reason
+        await self._reopen(old)
+        self._refuse_config(problem)
+        return False
+
+    async def _reopen(self, plan: Plan) -> bool:
+        """Closes, and opens with that configuration; whether the connector could be opened."""
+        self._configuring = "its configuration changes"
+        self.on_change()
+        while self.meter.active_jobs:
+            await asyncio.sleep(POLL_S)
+        await self.close()
+        self.plan = plan
+        self.build()
+        await self.open(self.on_change)
+        self._configuring = ""
+        self.on_change()
+        return self._connector is not None and self._connector.opened
+
+    def _refuse_config(self, problem: str) -> None:
+        self.problem = self.redact(problem)
+        self._log("service_config_refused", "error", service=self.name, reason=self.problem)
+        self._told()
 
     async def close(self) -> None:
         """Closes the connector. Never raises."""
@@ -301,3 +368,17 @@ class Hosted:
 
     async def _refuse(self, job: JobView, context: Context) -> Any:
         raise ServiceUnavailable(self._reason or f"service {self.name!r} is closed")
+
+
+async def reconfigure(
+    services: Mapping[str, Hosted], worker_type: str, load: Callable[[], ServiceMapping], log: Log
+) -> None:
+    """Takes over what is new in the services' `api_config`: a worker is told to, where nothing else is another."""
+    try:
+        mapping = load()
+    except ConfigError as error:
+        log("reload_refused", "error", reason="; ".join(error.problems))
+        return
+    for name, hosted in services.items():
+        if name in mapping.services and mapping.services[name].api_config != hosted.plan.api_config:
+            await hosted.update(plan_of(mapping, worker_type, name))

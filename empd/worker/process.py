@@ -22,16 +22,18 @@ import zmq
 from empd.connectors.base import Site
 from empd.connectors.context import JobDetails
 from empd.connectors.meters import Meters
+from empd.connectors.registrations import Registered
 from empd.connectors.tracing import tracer_for
 from empd.errors import FailureClass
 from empd.internal import log_path
 from empd.lifecycle import Child, ChildKind, Control, Notice, receive, send
+from empd.mapping import Mapping
 from empd.memory.arena import Arena
 from empd.wire import codec, frames
 from empd.wire.telemetry import ServiceFacts
 from empd.worker.activity import Activities
 from empd.worker.assets import Storage
-from empd.worker.hosted import Hosted, Plan
+from empd.worker.hosted import Hosted, Plan, plan_of, reconfigure
 from empd.worker.internal import Internal
 from empd.worker.lanes import Entry, Lanes
 from empd.worker.leaving import Leaving, Way
@@ -52,12 +54,13 @@ CLOSE_SHARE = 0.3
 def main(child: Child) -> int:
     """Runs a worker until it is told to end. 0: it was asked to; 1: the supervisor is gone."""
     kind = child.mapping.workers[child.worker_type]
+    environ = dict(os.environ)
     os.environ.update(kind.environment)
     sys.path[:0] = [str(path) for path in child.settings.python_path if str(path) not in sys.path]
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(Worker(child).serve())
+        return loop.run_until_complete(Worker(child, environ).serve())
     finally:
         loop.close()
 
@@ -65,7 +68,8 @@ def main(child: Child) -> int:
 class Worker:
     """One worker process's parts, and what happens on each frame and record."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, environ: dict[str, str]) -> None:
+        """`environ`: the daemon's, in which the mapping's variables are read."""
         self._child = child
         self._settings = child.settings
         self._kind = child.mapping.workers[child.worker_type]
@@ -76,6 +80,7 @@ class Worker:
             generation=child.generation,
             pid=os.getpid(),
         )
+        self._environ = environ
         self._routes: dict[str, str] = self._kind.routes()
         self._details: dict[bytes, tuple[Hosted | None, JobDetails]] = {}
         self._welcomed = False
@@ -134,19 +139,8 @@ class Worker:
         self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)
 
     def _host(self, name: str, arena: Arena) -> Hosted:
-        child, mapping = self._child, self._child.mapping
-        service = mapping.services[name]
-        entry = mapping.connectors.get(service.connector)
-        plan = Plan(
-            connector=service.connector,
-            path=entry.path if entry else "",
-            api_config=service.api_config,
-            missing_env=mapping.missing_service_env(child.worker_type, name, os.environ),
-            required_env=(*self._kind.required_env, *service.required_env),
-            slots=mapping.slots(child.worker_type, name),
-            plugins=(*mapping.plugins, *service.plugins),
-            plugin_options=mapping.plugin_options,
-        )
+        child, service = self._child, self._child.mapping.services[name]
+        plan = plan_of(child.mapping, child.worker_type, name)
         site = Site(
             service=name,
             worker=child.name,
@@ -158,10 +152,11 @@ class Worker:
             logger=self._log.logger,
             metrics=Meters(),
         )
-        config, settings = mapping.asset_config(name), self._settings
+        config, settings = child.mapping.asset_config(name), self._settings
         storage = Storage(name, config, settings.assets_dir, settings.disk_free_min_bytes, self._log)
         port = Port(self._requests, self._reporter, arena, self._activities.moved, storage)
         hosted = self._hosted(name, plan, site, port)
+        hosted.registered = Registered(self._settings.runtime_dir, name, child.name, child.device)
         hosted.on_facts = lambda: self._reporter.facts(name, lambda: self._facts(hosted))
         return hosted
 
@@ -330,8 +325,10 @@ class Worker:
             self._leaving.recycle()
 
     async def _reload(self) -> None:
-        """Builds again what could not be built or opened, and runs no job meanwhile."""
+        """Takes over what is new in the services' configuration; builds again what could not be built or opened."""
         async with self._reloading:
+            with_environ = functools.partial(Mapping.load, self._settings.mapping, self._environ)
+            await reconfigure(self._services, self._child.worker_type, with_environ, self._log)
             for hosted in self._services.values():
                 if hosted.reason and not hosted.meter.active_jobs:
                     await hosted.close()

@@ -41,7 +41,12 @@ def _is_free(port: int) -> bool:
 def internal(base_port: int, *, gpu: bool = False, command: list[str] | None = None, **server: Any) -> dict[str, Any]:
     """An internal service's entry."""
     entry = {"command": command or SERVER, "base_port": base_port, "health_url": "http://127.0.0.1:{port}/health"}
-    return {"connector": "Double", "type": "internal", "is_gpu_bound": gpu, "server": {**entry, **QUICK, **server}}
+    return {
+        "connector": "DoubleConnector",
+        "type": "internal",
+        "is_gpu_bound": gpu,
+        "server": {**entry, **QUICK, **server},
+    }
 
 
 def mapping_with(services: dict[str, Any], **worker: Any) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def mapping_with(services: dict[str, Any], **worker: Any) -> dict[str, Any]:
                for name, entry in services.items()}  # fmt: skip
     return {
         "workers": workers,
-        "connectors": {"Double": {"path": "double_connector:DoubleConnector"}},
+        "connectors": {"DoubleConnector": {"path": "double_connector:DoubleConnector"}},
         "services": services,
     }
 

@@ -273,7 +273,9 @@ def test_metrics_count_outcomes_and_times(broker: BrokerDouble, start) -> None:
 
 
 def test_a_new_worker_is_small(broker: BrokerDouble, start) -> None:
-    worker = start({"s": {"connector": "NoSuchConnector"}}, connectors={"NoSuchConnector": {"path": "no:Such"}}).ready()
+    worker = start(
+        {"s": {"connector": "NoSuchConnector"}}, connectors={"NoSuchConnector": {"path": "no:NoSuchConnector"}}
+    ).ready()
     used = psutil.Process(worker.process.pid).memory_full_info().uss
     assert used <= 30 << 20, f"{used / (1 << 20):.1f} MiB"
 
