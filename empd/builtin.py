@@ -9,12 +9,15 @@ ENTRY_POINT_GROUP = "empd.connectors"
 _SERVICE = "empd.connectors.service"
 
 BUILT_IN_CONNECTORS: dict[str, str] = {
+    "AIServiceConnector": f"{_SERVICE}.ai_service:AIServiceConnector",
+    "CustomWebSocketConnector": f"{_SERVICE}.custom_websocket:CustomWebSocketConnector",
     "KServeConnector": f"{_SERVICE}.kserve:KServeConnector",
     "PythonConnector": f"{_SERVICE}.python_callable:PythonConnector",
     "RestAsyncConnector": f"{_SERVICE}.rest:RestAsyncConnector",
     "RestStreamConnector": f"{_SERVICE}.rest_stream:RestStreamConnector",
     "RestSyncConnector": f"{_SERVICE}.rest:RestSyncConnector",
     "SSEConnector": f"{_SERVICE}.rest_stream:SSEConnector",
+    "SimulationWebsocketConnector": f"{_SERVICE}.simulation_websocket:SimulationWebsocketConnector",
     "SimulationHttpConnector": f"{_SERVICE}.simulation_http:SimulationHttpConnector",
     "SimulationConnector": f"{_SERVICE}.simulation:SimulationConnector",
     "ComfyUIAdvancedConnector": f"{_SERVICE}.comfyui.advanced:ComfyUIAdvancedConnector",

@@ -98,6 +98,8 @@ class Descriptors:
 
     def from_json(self, kind: type[Message], value: Any) -> Message:
         """A message from its JSON form (names as in the .proto, bytes as base64). Raises ValueError."""
+        if not isinstance(value, dict) and not kind.DESCRIPTOR.full_name.startswith("google.protobuf."):
+            raise ValueError("not an object")
         try:
             return json_format.ParseDict(value, kind(), descriptor_pool=self._pool)
         except (json_format.ParseError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from empd.connectors.context import Context
 from empd.connectors.failures import BadResponse, ConnectorError
 from empd.connectors.protocol.correlation import MessageType
+from empd.connectors.protocol.standing import Standing as Standing
 from empd.connectors.protocol.verdicts import COMMON, VerdictTable
 from empd.job import format_id
 
@@ -21,14 +22,6 @@ class JobIds(enum.StrEnum):
     OURS = "ours"  # it takes the id that the job is handed over with
     REFERENCE = "reference"  # its own, told in a JOB_SUBMIT message that names ours too
     TURN = "turn"  # its own, and its JOB_SUBMIT message names no other: one job at a time is handed over
-
-
-class Standing(enum.StrEnum):
-    """What a service says about a job that was given to it. Absent is not done."""
-
-    RUNNING = "running"  # or waiting there
-    TERMINAL = "terminal"
-    UNKNOWN = "unknown"
 
 
 class Answer(NamedTuple):

@@ -38,6 +38,7 @@ except ImportError as error:
     raise ImportError(f"gRPC connectors need the extra `grpc` (pip install 'empd[grpc]'): {error}") from error
 
 Take = Callable[[bytes], Any]
+Requests = Iterable[Message] | AsyncIterator[Message]
 
 
 class GRPCConnector(Service):
@@ -108,7 +109,11 @@ class GRPCConnector(Service):
         return await self._judged(method.path, once, context)
 
     async def stream(
-        self, method: MethodType, requests: Iterable[Message] | AsyncIterator[Message], take: Take, context: Context
+        self,
+        method: MethodType,
+        requests: Iterable[Message] | AsyncIterator[Message],
+        take: Take,
+        context: Context | None = None,
     ) -> None:
         """Sends `requests`, and gives each answer (its bytes) to `take`, which may be a coroutine function.
 
@@ -176,7 +181,7 @@ class GRPCConnector(Service):
         if request.ByteSize() > self.config.message_bytes_max:
             raise InvalidInput(f"the request has more than {self.config.message_bytes_max} bytes (message_bytes_max)")
 
-    async def _checked(self, requests: Iterable[Message] | AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async def _checked(self, requests: Requests) -> AsyncIterator[Message]:
         if isinstance(requests, AsyncIterator):
             async for request in requests:
                 self._check_size(request)

@@ -12,7 +12,6 @@ again. Where the service knows an idempotency key (`idempotency_header`), a cras
 from __future__ import annotations
 
 import asyncio
-import enum
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import msgspec
@@ -24,6 +23,7 @@ from empd.connectors.protocol.http import HTTPConnector, given
 from empd.connectors.protocol.http_config import HTTPConfig, Method, Seconds
 from empd.connectors.protocol.http_response import HTTPResponse
 from empd.connectors.protocol.retry import pause
+from empd.connectors.protocol.standing import Standing as Standing
 from empd.job import Cause
 
 GONE = (404, 410)
@@ -49,14 +49,6 @@ class PollConfig(HTTPConfig):
     poll_interval_s_max: Seconds = 5.0
     poll_limit_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     unknown_max: Annotated[int, msgspec.Meta(ge=1)] = 3
-
-
-class Standing(enum.StrEnum):
-    """What is known of work upstream. Absent is not done: it is unknown."""
-
-    RUNNING = "running"
-    TERMINAL = "terminal"
-    UNKNOWN = "unknown"
 
 
 class Status(NamedTuple):

@@ -92,6 +92,11 @@ class KeptSocket:
         """Where the connection stands."""
         return self._link.state
 
+    @property
+    def usable(self) -> bool:
+        """Whether something can be sent now."""
+        return self._socket is not None and not self._socket.closed
+
     async def wanted(self) -> None:
         """Returns when the socket is open. Raises the ConnectorError of the attempt that did not succeed."""
         if self._opened is None or self._keeper is None or self._keeper.done():

@@ -171,7 +171,9 @@ class WebSocketConnector(SocketService):
         try:
             answer = await run.unless_stopped(self.query_job(run.key, run.context))
         except ConnectorError as error:
-            run.box.fail(error)
+            # Where the connection broke meanwhile, the next one asks again, or nobody can.
+            if self.socket.usable or isinstance(error, Stopped):
+                run.box.fail(error)
             return
         except Exception as error:  # a connector's own code; it must not end a connection that all jobs share
             run.box.fail(ServiceUnavailable(f"the service cannot be asked for the job: {describe(error)}"))

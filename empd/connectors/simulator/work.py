@@ -100,6 +100,10 @@ class Work:
         task.fails = wish.fail or self._chance.random() < simulated.failure_rate
         return task
 
+    def known(self, key: str) -> Task | None:
+        """The task that was submitted under a key."""
+        return self.tasks.get(self._by_key.get(key, ""))
+
     def ask(self, task_id: str) -> Task | None:
         """A question about a task; None: unknown, as after a restart."""
         task = self.tasks.get(task_id)
