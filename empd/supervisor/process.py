@@ -34,7 +34,7 @@ from empd.supervisor.plan import SLOTS, Load, Plan, make_plan
 from empd.supervisor.preload import preload
 from empd.supervisor.restart import Event, Goal, State
 from empd.supervisor.rollout import Rollout
-from empd.supervisor.signals import Signals
+from empd.supervisor.signals import Signals, waiting
 from empd.supervisor.stopping import Stopping
 from empd.supervisor.verdict import condemnation
 from empd.supervisor.warden import Warden, workers_of
@@ -339,6 +339,11 @@ def run(
     `load` reads the configuration again at a reload. `table` gives the child kinds. Raises StateLocked when another
     daemon has the directories, ConfigError when they cannot be used.
     """
+    with waiting():
+        return _run(settings, mapping, Outside(load, table, find_devices))
+
+
+def _run(settings: Settings, mapping: Mapping, outside: Outside) -> int:
     log.to_stderr(settings.log_level)
     state_lock = runtime_dir.Lock(settings.state_dir, "state_dir")
     runtime_lock = runtime_dir.Lock(settings.runtime_dir, "runtime_dir")
@@ -347,15 +352,15 @@ def run(
         evidence.sweep(settings.runtime_dir)
         prctl.adopt_orphans()
         prctl.set_name("empd")
-        entries = [row.entry.partition(":")[0] for row in table(settings).values()]
+        entries = [row.entry.partition(":")[0] for row in outside.table(settings).values()]
         for line in preload((*settings.preload, *entries)):
             _log.warning("not preloaded: %s", line)
-        found = find_devices(settings.gpus)
+        found = outside.find_devices(settings.gpus)
         if found.reason:
             _log.info("GPUs: %s", found.reason)
         plan = make_plan(settings, mapping, found.devices)
         notifier = notify.from_environment(os.environ)
-        status = Supervisor(plan, Outside(load, table, find_devices), notifier, found.reason).serve()
+        status = Supervisor(plan, outside, notifier, found.reason).serve()
         runtime_dir.leave(settings.runtime_dir)
         return status
     finally:

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from supervisor_daemon import Daemon, is_alive, mapping_of, wait_until
 
 from empd.lifecycle import ChildKind, Exit, Notice
@@ -220,6 +221,30 @@ def test_sigterm_drains_in_order_and_exits_zero(daemon: Daemon):
     assert not any(is_alive(pid) for pid in daemon.pids())
     assert len(records(daemon, "GONE", "broker")) == 3
     assert sorted(each.name for each in (daemon.folder / "run").iterdir()) == ["evidence", "lock"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_is_asked_for_before_anything_has_started_is_a_stop(daemon: Daemon, number: signal.Signals):
+    daemon.start(ready=False, signals_at_start=[number])
+    assert daemon.wait_exit() == 0
+    assert "ready: " not in daemon.stderr
+    assert not any(is_alive(pid) for pid in daemon.pids())
+    assert "Traceback" not in daemon.stderr
+
+
+def test_a_reload_that_is_asked_for_before_anything_has_started_ends_nothing(daemon: Daemon):
+    daemon.start(signals_at_start=[signal.SIGHUP])
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait_exit() == 0
+
+
+def test_a_stop_ends_children_that_are_still_starting(daemon: Daemon):
+    daemon.behave(w_0="never_ready", broker="never_ready")
+    daemon.start(ready=False)
+    daemon.wait_events(1, "entered", "w-0")
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait_exit() == 0
+    assert not any(is_alive(pid) for pid in daemon.pids())
 
 
 def test_a_worker_that_does_not_drain_is_told_to_stop_at_the_limit(daemon: Daemon):
