@@ -20,7 +20,7 @@ import psutil
 from empd import Client
 from empd.errors import EmpdError
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 OPERATORS = Path(__file__).parent / "operators"
 """Modules as an operator would write them; the daemons of the tests find them."""
 

@@ -36,7 +36,7 @@ from empd.store.journal import Row
 from empd.wire import codec, frames
 
 ROOT = Path(__file__).parent.parent.parent
-WAIT_S = 20.0
+WAIT_S = 60.0
 SUPERVISOR = 77 << 32
 MAPPING = {
     "workers": {

@@ -18,7 +18,7 @@ from empd.wire import frames
 from empd.worker.outbox import Outbox
 
 JOBS = 12
-WAIT_S = 15.0
+WAIT_S = 60.0
 BOUNDARIES = ("received", "committed", "assigned", "told", "sent")
 
 

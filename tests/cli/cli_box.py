@@ -38,7 +38,7 @@ class Box(NamedTuple):
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
 
-    def empd(self, *arguments: str, stdin: str = "", timeout_s: float = 30.0) -> Ran:
+    def empd(self, *arguments: str, stdin: str = "", timeout_s: float = 60.0) -> Ran:
         done = subprocess.run(
             [sys.executable, "-m", "empd", *arguments],
             env=self.environment,
@@ -52,7 +52,7 @@ class Box(NamedTuple):
         return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+def eventually(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """The condition's value once it holds."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

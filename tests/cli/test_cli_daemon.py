@@ -120,7 +120,7 @@ def test_dead_letters_and_their_retry(box: Box) -> None:
 
 
 def test_watch_follows_a_job_to_its_end(box: Box) -> None:
-    job_id = box.empd("submit", "simulation", '{"duration_s": 1, "steps": 4}').out.strip()
+    job_id = box.empd("submit", "simulation", '{"duration_s": 6, "steps": 60}').out.strip()
     ran = box.empd("watch", job_id, "--json")
     events = [json.loads(line) for line in ran.out.splitlines()]
     assert ran.code == ExitCode.OK
@@ -138,7 +138,7 @@ def test_ctrl_c_is_quiet(box: Box) -> None:
     )
     eventually(lambda: box.empd("jobs", "--label", "set=c", "--json").json["jobs"])
     waiting.send_signal(signal.SIGINT)
-    out, err = waiting.communicate(timeout=10)
+    out, err = waiting.communicate(timeout=60)
     assert (waiting.returncode, out, err.strip()) == (ExitCode.INTERRUPTED, b"", b"")
     box.empd("cancel", "--label", "set=c")
 

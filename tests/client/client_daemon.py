@@ -31,7 +31,7 @@ def slow(payload, context):
 def broken(payload, context):
     raise ValueError("this job cannot be done")
 """
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 def mapping_document() -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_submit_and_result(folder: Path, run: Runner) -> None:
     async def main(endpoint: str) -> None:
         async with AsyncClient(endpoint, window=1_000) as client:
             handle = await client.submit("s", {"x": 3})
-            assert await handle.result(5) == {"x": 3}
+            assert await handle.result(60) == {"x": 3}
             assert await handle.exception() is None
             assert handle.done()
             assert (await handle.status()).state == "completed"
@@ -60,7 +60,7 @@ def test_submit_and_result(folder: Path, run: Runner) -> None:
             assert await client.status() == {"waiting": 0}
 
     async def _one(client: AsyncClient, n: int) -> Any:
-        return await (await client.submit("s", n)).result(20)
+        return await (await client.submit("s", n)).result(60)
 
     with serving(folder, ModelBroker()) as double:
         run(main(double.endpoint))
@@ -70,7 +70,7 @@ def test_it_connects_at_its_first_use(folder: Path, run: Runner) -> None:
     async def main(endpoint: str) -> None:
         client = AsyncClient(endpoint)
         first, second = await asyncio.gather(client.submit("s", 1), client.submit("s", 2))
-        assert await first.result(5) + await second.result(5) == 3
+        assert await first.result(60) + await second.result(60) == 3
         await client.close()
         await client.close()
         with pytest.raises(Refused, match="closed"):
@@ -99,7 +99,7 @@ def test_timeouts_cancel_and_events(folder: Path, run: Runner) -> None:
             assert [status.state async for status in events] == ["cancelled"]
             assert await jobs[0].cancel() is False
             double.finish(1)
-            assert await jobs[1].result(5) == 2
+            assert await jobs[1].result(60) == 2
             assert await jobs.cancel() == 1
             assert jobs[1].on_end is None
 
@@ -117,7 +117,7 @@ def test_many_short_waits_leave_no_watchers(folder: Path, run: Runner) -> None:
             assert not handle.on_end
             await client.flush()
             double.finish()
-            assert await asyncio.gather(*[handle.result(5) for _ in range(10)]) == [1] * 10
+            assert await asyncio.gather(*[handle.result(60) for _ in range(10)]) == [1] * 10
 
     with serving(folder, ModelBroker(waiting)) as double:
         run(main(double))
@@ -185,7 +185,7 @@ def test_failures_blobs_and_refused_types(folder: Path, run: Runner) -> None:
     async def main(endpoint: str) -> None:
         async with AsyncClient(endpoint) as client:
             with pytest.raises(JobDead, match="as told"):
-                await (await client.submit("s", b"x" * 100_000)).result(5)
+                await (await client.submit("s", b"x" * 100_000)).result(60)
             with pytest.raises(TypeError):
                 await client.submit("s", object())
 
@@ -205,13 +205,16 @@ def test_any_job_can_be_looked_up(folder: Path, run: Runner) -> None:
             assert await mine.accepted(5)
             assert await theirs.job(mine.id) is mine
             handle = await client.job(mine.id)
-            assert await (await client.job(old)).result(5) == 42
+            assert await (await client.job(old)).result(60) == 42
             with pytest.raises(Refused, match="expired_from_history"):
                 await client.job(expired)
             with pytest.raises(Refused) as caught:
                 await client.job(unknown)
             assert caught.value.failure is FailureClass.NOT_FOUND
-            waits = [asyncio.create_task((await client.job(mine.id)).result(5)), asyncio.create_task(handle.result(5))]
+            waits = [
+                asyncio.create_task((await client.job(mine.id)).result(60)),
+                asyncio.create_task(handle.result(60)),
+            ]
             await asyncio.sleep(0)
             double.finish()
             assert await asyncio.gather(*waits) == [1, 1]

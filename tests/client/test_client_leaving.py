@@ -29,7 +29,7 @@ def test_what_a_program_submitted_last_is_accepted_after_its_end(box: Callable[.
     with daemon.client() as client:
         client.operate("drain")
         ended = program(daemon, SUBMIT)
-        _, errors = ended.communicate(timeout=20)
+        _, errors = ended.communicate(timeout=60)
         assert (ended.returncode, errors) == (0, "")
         wait_until(lambda: client.status()["jobs"]["unfinished"] == 300, "all jobs to be there")
 
@@ -41,7 +41,7 @@ def test_a_program_ends_soon_although_the_daemon_is_gone(box: Callable[..., Box]
     assert left.stdout.readline() == "submitted\n"
     daemon.kill()
     begun_s = time.monotonic()
-    _, errors = left.communicate("go\n", timeout=20)
+    _, errors = left.communicate("go\n", timeout=60)
     assert (left.returncode, errors) == (0, "")
     assert time.monotonic() - begun_s < 6
 
@@ -49,7 +49,7 @@ def test_a_program_ends_soon_although_the_daemon_is_gone(box: Callable[..., Box]
 def test_a_program_that_fails_ends_soon_too(box: Callable[..., Box]) -> None:
     daemon = box()
     failed = program(daemon, SUBMIT + 'raise SystemExit("no more")\n')
-    _, errors = failed.communicate(timeout=20)
+    _, errors = failed.communicate(timeout=60)
     assert (failed.returncode, errors) == (1, "no more\n")
     with daemon.client() as client:
         wait_until(lambda: client.status()["jobs"]["unfinished"] == 0, "the jobs to end")

@@ -81,7 +81,7 @@ def daemon(instances: Instances) -> Iterator[Box]:
 
 
 def get(daemon: Box, path: str) -> Any:
-    with urllib.request.urlopen(daemon.http() + path, timeout=10) as answer:
+    with urllib.request.urlopen(daemon.http() + path, timeout=30) as answer:
         return json.loads(answer.read())
 
 
@@ -140,7 +140,7 @@ def test_a_connectors_metrics_reach_the_metrics_page(daemon: Box) -> None:
         client.submit("ping", {}).result(30)
 
     def counted() -> bool:
-        with urllib.request.urlopen(daemon.http() + "/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(daemon.http() + "/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         return any(line.startswith("empd_pings_total{") and 'service="ping"' in line for line in lines)
 

@@ -75,7 +75,7 @@ def daemon(upstream: Upstream) -> Iterator[Box]:
 
 
 def service_of(daemon: Box, name: str) -> dict[str, Any]:
-    with urllib.request.urlopen(daemon.http() + "/v1/services", timeout=10) as answer:
+    with urllib.request.urlopen(daemon.http() + "/v1/services", timeout=30) as answer:
         services = json.loads(answer.read())["services"]
     (found,) = [each for each in services if each["name"] == name]
     return found

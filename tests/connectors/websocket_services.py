@@ -21,7 +21,7 @@ from empd.connectors.protocol.dialect import Answer, JobIds, Progress
 from empd.connectors.protocol.websocket import WebSocketConnector
 from empd.payload import encode_value
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 SOON = {"attempts_max": 8, "base_s": 0.02, "cap_s": 0.05}
 
 Handler = Callable[["Peer", ServerConnection, dict[str, Any]], Awaitable[None]]

@@ -18,7 +18,7 @@ from tests.box import Box, mapping_of, service, wait_until
 def test_a_job_goes_in_and_its_result_comes_out(box: Callable[..., Box]) -> None:
     daemon = box()
     with daemon.client() as client:
-        assert client.submit("noop", {"x": 1}).result(10) is not None
+        assert client.submit("noop", {"x": 1}).result(60) is not None
         jobs = client.submit_many("noop", [{"n": n} for n in range(1000)])
         assert len(list(jobs.results(30))) == 1000
         status = client.status()
@@ -29,14 +29,14 @@ def test_a_job_goes_in_and_its_result_comes_out(box: Callable[..., Box]) -> None
 def test_an_operators_function_is_a_service(box: Callable[..., Box]) -> None:
     daemon = box(mapping_of(square=service("PythonConnector", api_config={"callable": "tasks:square"})))
     with daemon.client() as client:
-        assert client.submit("square", {"x": 7}).result(10) == {"value": 49}
+        assert client.submit("square", {"x": 7}).result(60) == {"value": 49}
 
 
 def test_a_service_that_nobody_runs_is_refused_at_once(box: Callable[..., Box]) -> None:
     with box().client() as client:
         handle = client.submit("no-such-service", {})
         with pytest.raises(Refused, match="no worker is configured for service 'no-such-service'") as refusal:
-            handle.result(10)
+            handle.result(60)
         assert refusal.value.failure == "unmatchable"
 
 
@@ -49,23 +49,23 @@ def test_a_second_daemon_is_told_who_holds_the_state(box: Callable[..., Box]) ->
     assert second.process.wait(20) != 0
     assert str(daemon.process.pid) in second.log()
     with daemon.client() as client:
-        assert client.submit("noop", {}).result(10) is not None
+        assert client.submit("noop", {}).result(60) is not None
 
 
 def test_finished_jobs_are_found_in_history(box: Callable[..., Box]) -> None:
     daemon = box()
     with daemon.client() as client:
         handle = client.submit("noop", {"x": 1})
-        handle.result(10)
+        handle.result(60)
 
         def in_history() -> bool:
-            with urllib.request.urlopen(f"{daemon.http()}/v1/jobs/{handle.id}", timeout=5) as answer:
+            with urllib.request.urlopen(f"{daemon.http()}/v1/jobs/{handle.id}", timeout=30) as answer:
                 body = json.load(answer)
                 return bool(body["state"] == "completed")
 
         assert wait_until(in_history, "the job in history")
     with Client(f"ipc://{daemon.runtime_dir}/empd.sock") as another:
-        assert another.job(handle.id).result(10) is not None
+        assert another.job(handle.id).result(60) is not None
 
 
 def test_help_and_version_need_no_daemon() -> None:

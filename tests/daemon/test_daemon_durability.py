@@ -65,8 +65,8 @@ def test_kill_9_of_everything_loses_nothing_that_was_acknowledged(
         assert client.status()["jobs"]["unfinished"] == 0
     # Whoever comes later is told the same: what had ended before the crash, and what ended after it.
     with daemon.client() as another:
-        assert [another.job(job.id).result(20)["pid"] for job in ended] == pids
-        assert another.job(jobs[0].id).result(20) == jobs[0].result()
+        assert [another.job(job.id).result(60)["pid"] for job in ended] == pids
+        assert another.job(jobs[0].id).result(60) == jobs[0].result()
 
 
 def test_jobs_of_a_program_that_died_with_the_daemon_end_too(box: Callable[..., Box], tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def disk() -> Iterator[Disk]:
 def readiness(daemon: Box) -> tuple[int, str]:
     """Status and body of /readyz."""
     try:
-        with urllib.request.urlopen(f"{daemon.http()}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"{daemon.http()}/readyz", timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -163,7 +163,7 @@ def test_a_job_that_cannot_be_stopped_is_dead_lettered_with_its_stacks(box: Call
         assert client.submit("deaf", {}).exception(20) is None
         assert client.submit("gil", {}).exception(20) is None
         gated.open()
-        assert neighbour.result(10) == {"pid": str(neighbours_pid)}
+        assert neighbour.result(60) == {"pid": str(neighbours_pid)}
         assert neighbour.status().attempts == 1
 
 
@@ -175,7 +175,7 @@ def test_a_stopped_worker_is_killed_and_its_job_runs_elsewhere(box: Callable[...
         worker = job.status().worker
         stopped = daemon.signal(worker, signal.SIGSTOP)
         gated.open()
-        assert job.result(20)["pid"] != str(stopped)
+        assert job.result(60)["pid"] != str(stopped)
         assert gated.began() == [job.id] * 2
         wait_until(lambda: not is_alive(stopped), "the stopped worker to be gone")
         assert daemon.pid(worker) != stopped
@@ -194,7 +194,7 @@ def test_a_job_that_kills_its_workers_is_set_aside_until_somebody_retries_it(box
         # To another client of the same daemon the job has not ended yet.
         with Client(client.endpoint) as another:
             again = another.job(job.id)
-            assert again.result(20) == {"steps": 1}
+            assert again.result(60) == {"steps": 1}
             assert again.status().attempts == 3
         assert list(client.jobs(states=["dead"])) == []
 

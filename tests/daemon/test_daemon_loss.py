@@ -19,13 +19,13 @@ def run_jobs(daemon: Box, count: int) -> set[str]:
     for _ in range(count):
         with daemon.client() as client:
             handle = client.submit("noop", {})
-            handle.result(10)
+            handle.result(60)
             ids.add(handle.id)
     return ids
 
 
 def state_over_http(daemon: Box, job_id: str) -> str:
-    with urllib.request.urlopen(f"{daemon.http()}/v1/jobs/{job_id}", timeout=5) as answer:
+    with urllib.request.urlopen(f"{daemon.http()}/v1/jobs/{job_id}", timeout=30) as answer:
         return str(json.load(answer)["state"])
 
 

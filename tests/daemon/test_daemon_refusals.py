@@ -11,7 +11,7 @@ from tests.box import Box
 def test_a_damaged_journal_ends_the_daemon_with_a_line_that_says_what_to_do(box: Callable[..., Box]) -> None:
     daemon = box()
     with daemon.client() as client:
-        client.submit("noop", {}).result(10)
+        client.submit("noop", {}).result(60)
     assert daemon.stop() == 0
     journal = daemon.state_dir / "journal.db"
     journal.write_bytes(b"no database" * 1000)

@@ -27,7 +27,7 @@ def test_the_journal_stays_bounded_and_loses_nothing(box: Callable[..., Box]) ->
         old = [client.submit("long", {}, labels={"n": str(n)}) for n in range(5)]
         later = client.submit("noop", {"late": 1}, not_before=time.time() + 3600)
         keyed = client.submit("noop", {"k": 1}, idempotency_key="old key")
-        keyed.result(20)
+        keyed.result(60)
         wait_until(lambda: old[0].status().state == "assigned", "the long job to run")
         epoch = old[0].status().epoch
         sizes = []
@@ -52,6 +52,6 @@ def test_the_journal_stays_bounded_and_loses_nothing(box: Callable[..., Box]) ->
         assert [job.status().labels for job in old] == [{"n": str(n)} for n in range(5)]
         assert later.status().state == "delayed"
         again = client.submit("noop", {"k": 1}, idempotency_key="old key")
-        again.result(20)
+        again.result(60)
         assert again.id == keyed.id
         assert client.status()["jobs"]["unfinished"] == 6

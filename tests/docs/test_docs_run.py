@@ -164,7 +164,7 @@ def test_a_backup_of_a_running_daemon_has_everything(box: Callable[..., Box], el
     large = b"\x00\xff" * 100_000
     with daemon.client() as client:
         ended = client.submit("noop", {"n": "ended"})
-        assert ended.result(10) == echoed({"n": "ended"})
+        assert ended.result(60) == echoed({"n": "ended"})
         wait_until(lambda: ended.id in listed(daemon, "completed"), "the job in history")
         client.operate("drain")
         waiting = [client.submit("noop", {"n": n}) for n in range(20)]
@@ -188,9 +188,9 @@ def test_a_backup_of_a_running_daemon_has_everything(box: Callable[..., Box], el
         wait_until(lambda: len(answered(restored).get("workers", ())) == 2, "the restored daemon to have its workers")
         with restored.client() as client:
             client.operate("resume")
-            assert [client.job(job_id).result(20) for job_id in ids] == [echoed({"n": n}) for n in range(20)]
-            assert client.job(blob.id).result(20) == echoed(large)
-            assert client.job(ended.id).result(20) == echoed({"n": "ended"})
+            assert [client.job(job_id).result(60) for job_id in ids] == [echoed({"n": n}) for n in range(20)]
+            assert client.job(blob.id).result(60) == echoed(large)
+            assert client.job(ended.id).result(60) == echoed({"n": "ended"})
 
 
 def test_missing_rows_are_told_until_the_loss_is_accepted(box: Callable[..., Box]) -> None:
@@ -217,4 +217,4 @@ def test_missing_rows_are_told_until_the_loss_is_accepted(box: Callable[..., Box
         )
     wait_until(daemon.is_ready, "the daemon to be ready again")
     with daemon.client() as client:
-        assert client.submit("noop", 1).result(10) == echoed(1)
+        assert client.submit("noop", 1).result(60) == echoed(1)

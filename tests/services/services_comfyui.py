@@ -19,7 +19,7 @@ from empd.connectors.service.comfyui.connector import ComfyUIConnector
 from empd.media import media_type
 
 FAST = {"poll_interval_s": 0.2, "outage_s_max": 3.0, "retry": {"attempts_max": 2, "base_s": 0.05}}
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 Graph = dict[str, dict[str, Any]]
 

@@ -58,7 +58,7 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     def listens() -> bool:
         assert process.poll() is None, (folder / "log").read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=30) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False

@@ -27,7 +27,7 @@ ENTRY = HERE / "telemetry_entry.py"
 GIB = 1 << 30
 
 
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 15.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:
     """Polls until the condition gives something true, and returns that."""
     deadline_s = time.monotonic() + limit_s
     while True:

@@ -56,7 +56,7 @@ def test_only_what_nothing_refers_to_goes(box: Callable[..., Box], tmp_path: Pat
     content = os.urandom(200_000)
     with daemon.client() as client:
         ended = client.submit("noop", content)
-        ended.result(10)
+        ended.result(60)
         wait_until(lambda: client.status()["consumers"].get("history", 0) >= 5, "history to hold the result")
         client.operate("drain")
         waiting = client.submit("noop", content)
@@ -76,8 +76,8 @@ def test_only_what_nothing_refers_to_goes(box: Callable[..., Box], tmp_path: Pat
         assert set(blobs(arena)) == in_use | {fresh.id}
         assert sweep(daemon, arena) == 0
         client.operate("resume")
-        assert waiting.result(10) is not None
-        assert client.job(ended.id).result(10) is not None
+        assert waiting.result(60) is not None
+        assert client.job(ended.id).result(60) is not None
 
 
 def test_nothing_goes_while_the_broker_does_not_answer(tmp_path: Path) -> None:

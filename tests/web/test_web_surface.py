@@ -27,7 +27,7 @@ NAMES = frozenset({"localhost", "box"})
 def raw(web: Web, data: bytes) -> int:
     """Sends any bytes; the status of the answer, 0 for none."""
     host, _, port = web.address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         answer = connection.makefile("rb").readline()

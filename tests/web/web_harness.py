@@ -23,10 +23,10 @@ from empd.memory.board import Board, Identity, SlotState
 
 ENTRY = Path(__file__).with_name("web_entry.py")
 SLOT = 3
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     """Polls until the condition holds; fails the test when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -94,7 +94,7 @@ class Web:
 
     def get(self, path: str) -> Any:
         """The JSON at a path."""
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.load(answer)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:

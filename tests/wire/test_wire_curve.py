@@ -67,7 +67,7 @@ def refused(daemon: Tcp, **options: object) -> str:
 def test_the_right_key_gets_in(daemon: Tcp) -> None:
     for name in ("alice", "bob"):
         with daemon.client(curve_dir=daemon.keys / name) as client:
-            assert client.submit("noop", {"x": 1}).result(10) is not None
+            assert client.submit("noop", {"x": 1}).result(60) is not None
             assert len(client.submit_many("noop", [{}] * 500).results(20)) == 500
 
 
@@ -85,7 +85,7 @@ def test_the_daemons_own_parts_come_with_its_own_key(daemon: Tcp) -> None:
         assert client.status()["workers"]
     with daemon.client() as client:
         handle = client.submit("noop", {})
-        handle.result(10)
+        handle.result(60)
         # The web process follows the broker's journal over the same endpoint.
         wait_until(lambda: client.status()["consumers"].get("history", 0) > 0, "the web process to be let in")
         # What only history knows is not told over tcp, and never asked of some other daemon's.

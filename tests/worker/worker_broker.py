@@ -24,7 +24,7 @@ from empd.wire import codec, frames
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("worker_entry.py")
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 pack = msgspec.msgpack.encode
 unpack = msgspec.msgpack.decode
