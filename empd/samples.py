@@ -11,7 +11,7 @@ import msgspec
 from empd.asset import AssetConfig
 from empd.checking import is_size
 from empd.internal import InternalServer
-from empd.mapping import ConnectorEntry, ForAll, JobRoute, Service, TelemetryLog, WorkerType
+from empd.mapping import ConnectorEntry, ForAll, JobRoute, Mapping, Service, TelemetryLog, WorkerType
 from empd.settings import SETTINGS, Setting, Settings, plain
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -116,3 +116,22 @@ def _or_text(schema: dict[str, Any], size: bool) -> dict[str, Any]:
     kept: dict[str, Any] = {key: schema.pop(key) for key in ("description", "default") if key in schema}
     pattern = f"{_VARIABLE_PATTERN}|{_SIZE_PATTERN}" if size else _VARIABLE_PATTERN
     return {"anyOf": [schema, {"type": "string", "pattern": pattern}], **kept}
+
+
+def fluent_bit_inputs(mapping: Mapping) -> str:
+    """The sections for etc/fluent-bit.conf that collect the `telemetry_logs` of a mapping's services."""
+    sections = [
+        "\n".join(
+            [
+                "[INPUT]",
+                "    Name               tail",
+                f"    Tag                empd.file.{log.name or service}",
+                f"    Path               {log.path}",
+                "    Skip_Long_Lines    On",
+                "    Refresh_Interval   10",
+            ]
+        )
+        for service, entry in mapping.services.items()
+        for log in entry.telemetry_logs
+    ]
+    return "\n\n".join(sections) + "\n" if sections else ""

@@ -94,9 +94,16 @@ def schema(which: str) -> None:
 
 
 @config.command()
-@click.argument("which", type=click.Choice(["settings", "mapping"]), default="settings")
-def sample(which: str) -> None:
-    """Print an annotated settings file, or a mapping to begin with."""
+@click.argument("which", type=click.Choice(["settings", "mapping", "fluent-bit"]), default="settings")
+@_files
+def sample(which: str, config: Path | None, mapping: Path | None) -> None:
+    """Print an annotated settings file, a mapping to begin with, or Fluent Bit's inputs for your services' logs."""
+    if which == "fluent-bit":
+        from empd import samples
+
+        found = load_with_sources(_flags(config, mapping)).settings.mapping
+        print(samples.fluent_bit_inputs(Mapping.load(found)), end="")
+        return
     if which == "settings":
         from empd import samples
 

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from test_connectors_seam import Port
 
-from empd.connectors import base, failures, registry
+from empd.connectors import base, failures, plugins, registry
 from empd.connectors.base import Site
 from empd.connectors.context import Context, JobDetails, JobView, SyncContext
 from empd.mapping import Mapping
@@ -106,3 +106,20 @@ def test_what_it_names_exists() -> None:
         assert name == "await" or hasattr(Context, name), name
     public = {name for name in vars(SyncContext) if not name.startswith("_")}
     assert public <= {name for name in dir(Context) if not name.startswith("_")} | {"job"}
+
+
+def test_the_plugin_runs_as_written(modules: Path) -> None:
+    async def run() -> None:
+        chain = plugins.Plugins([plugins.load("audit:Audit", {"label": "team"})], lambda plugin: None)
+        port = Port()
+        job = JobView(1, 1, 1, JobDetails(service="s", labels={"team": "red"}), msgspec.msgpack.encode(1))
+        context = Context(port, job, 0)
+        assert await chain.before(job, context) is job
+        assert await chain.after(job, 7, context) == {"result": 7, "customer": "red"}
+        assert [entry[1] for entry in port.said] == ["audited customer=red"]
+        unlabelled = JobView(1, 1, 1, JobDetails(service="s"), msgspec.msgpack.encode(1))
+        with pytest.raises(failures.RefusedByService, match="the label 'team' is missing"):
+            await chain.before(unlabelled, Context(port, unlabelled, 0))
+        assert chain.hung[0].error == ""
+
+    asyncio.run(run())
