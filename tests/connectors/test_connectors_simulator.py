@@ -25,7 +25,7 @@ from empd.connectors.service.simulation_http import SimulationHttpConnector
 from empd.connectors.simulator.http import SimulatedHTTP
 from empd.connectors.simulator.wishes import Faults, Patience, Simulated, Wish, wish_of
 from empd.connectors.simulator.work import Work
-from empd.errors import JobCancelled
+from empd.errors import JobCancelled, JobFailed
 from tests.box import Box, mapping_of, service, wait_until
 
 FAST: dict[str, Any] = {
@@ -275,6 +275,14 @@ def daemon(shared: Server) -> Iterator[Box]:
     mapping = mapping_of(
         simulated=service("SimulationHttpConnector", api_config=config),
         rest=service("RestAsyncConnector", api_config=rest),
+        locked=service(
+            "RestSyncConnector",
+            api_config={
+                "base_url": shared.url,
+                "endpoint": "/process",
+                "auth": {"type": "api_key", "api_key": "sesame-open-up", "query": "key"},
+            },
+        ),
     )
     with Box(mapping) as box:
         yield box
@@ -311,6 +319,21 @@ def test_cancel_reaches_the_upstream(server: Server, daemon: Box) -> None:
     counts = server.counts
     assert counts["cancelled"] == 1
     assert counts["tasks"] == {"cancelled": 1}
+
+
+def test_no_secret_is_told_by_a_failure_or_a_log(server: Server, daemon: Box) -> None:
+    with daemon.client() as client:
+        told = []
+        for faults in ({"status": 401}, {"status": 500, "times": 1}, {"cut_after": 3}, {"error_body": True}):
+            handle = client.submit("locked", {"q": "sesame-open-up", "faults": faults}, retries=0)
+            try:
+                told.append(str(handle.result(timeout=60)))
+            except JobFailed as error:
+                told.append(f"{error} {error.evidence}")
+    assert "auth" in told[0]
+    # The payload is the client's own, and comes back to it; nothing else says the secret.
+    assert [text for text in told if "sesame-open-up" in text] == [told[1]]
+    assert "sesame-open-up" not in daemon.log()
 
 
 def test_the_command_serves_until_it_is_told_to_stop() -> None:

@@ -48,7 +48,7 @@ class EventParser:
             text = text.removeprefix("\ufeff")
         if self._after_cr:
             text = text.removeprefix("\n")
-        self._after_cr = text.endswith("\r") or (self._after_cr and not text)
+        self._after_cr = text.endswith("\r")
         *lines, self._rest = (self._rest + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
         if self._size + len(self._rest) > self._bytes_max:
             raise BadResponse(f"an event is longer than {self._bytes_max} bytes", retry=False)
