@@ -16,7 +16,7 @@ from websocket_services import context_of
 from empd.connectors.base import Site
 from empd.connectors.failures import NotFound, ServiceTimeout, ServiceUnavailable
 from empd.connectors.service.kserve import KServeConnector
-from tests.box import wait_until
+from tests.box import Box, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv" / "servers" / "mlserver" / "bin" / "python"
@@ -164,3 +164,25 @@ def test_a_cancelled_job_stops_the_model(target: str) -> None:
             wait_s *= 2
 
     with_connector(target, use)
+
+
+def test_through_a_whole_daemon_beside_a_callable_in_a_process(target: str) -> None:
+    """gRPC's threads live in the worker; the processes that it starts for callables get none of them."""
+    worker = {"services": ["arithmetic", "square"], "instances": 1, "max_concurrent_jobs": 2}
+    mapping = {
+        "workers": {"both": worker},
+        "services": {
+            "arithmetic": {"connector": "KServeConnector", "api_config": {"target": target, "model": "arithmetic"}},
+            "square": {
+                "connector": "PythonConnector",
+                "isolation": "process",
+                "api_config": {"callable": "tasks:square"},
+            },
+        },
+    }
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1.5, 2.5]}
+    with Box(mapping) as box, box.client() as client:
+        handles = [client.submit("arithmetic", {"inputs": [tensor]}) for _ in range(10)]
+        others = [client.submit("square", {"x": n}) for n in range(10)]
+        assert [handle.result(timeout=60)["outputs"][0]["data"] for handle in handles] == [[3.0, 5.0]] * 10
+        assert [handle.result(timeout=60)["value"] for handle in others] == [n**2 for n in range(10)]
