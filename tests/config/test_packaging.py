@@ -21,7 +21,22 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 WHEELS = Path(sys.prefix) / "wheels"
-SHIPPED_SUFFIXES = {".py", ".sql", ".md", ".html", ".css", ".js", ".svg", ".ico", ".png", ".json", ".toml", ".typed"}
+SHIPPED_SUFFIXES = {
+    ".py",
+    ".sql",
+    ".md",
+    ".html",
+    ".css",
+    ".js",
+    ".svg",
+    ".ico",
+    ".png",
+    ".json",
+    ".toml",
+    ".typed",
+    ".binpb",
+    ".proto",
+}
 pytestmark = pytest.mark.timeout(300)
 
 
