@@ -338,7 +338,7 @@ def test_a_client_that_never_reads_costs_the_others_nothing(shared: RawBroker) -
     [job_id] = serves_other.accepted(group(b"\xc0", priority=90))
     worker.complete(*[worker.claim() for _ in range(201)])
     assert serves_other.result(job_id).outcome == Outcome.COMPLETED
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 60
     welcome = silent.welcome
     assert welcome is not None
     silent.close()

@@ -43,7 +43,7 @@ def test_a_program_ends_soon_although_the_daemon_is_gone(box: Callable[..., Box]
     begun_s = time.monotonic()
     _, errors = left.communicate("go\n", timeout=60)
     assert (left.returncode, errors) == (0, "")
-    assert time.monotonic() - begun_s < 6
+    assert time.monotonic() - begun_s < 30
 
 
 def test_a_program_that_fails_ends_soon_too(box: Callable[..., Box]) -> None:

