@@ -271,6 +271,9 @@ class Hosted:
         await self.open(self.on_change)
         self._configuring = ""
         self.on_change()
+        return self._took_over()
+
+    def _took_over(self) -> bool:
         return self._connector is not None and self._connector.opened
 
     def _refuse_config(self, problem: str) -> None:

@@ -60,6 +60,10 @@ class Internal(Hosted):
         """Innermost, so that records, plugins and traces say of a server's death what it was."""
         return super()._around(connector, functools.partial(self._on_server, process))
 
+    def _took_over(self) -> bool:
+        """Its connector is opened when its server is there, which may be much later."""
+        return self._connector is not None
+
     def _endpoints(self, kind: type[Connector], api_config: Mapping[str, Any]) -> Endpoints:
         """The daemon knows where it runs the server."""
         return Endpoints(self._view.instance.endpoint)

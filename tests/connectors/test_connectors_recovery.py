@@ -21,12 +21,16 @@ class Upstream:
     def __init__(self) -> None:
         self.status = 200
         self.calls = 0
+        self.works: dict[str, str] = {}
         upstream = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 upstream.calls += 1
+                if self.path == "/buy":
+                    key = self.headers.get("Idempotency-Key") or f"no key {upstream.calls}"
+                    body = json.dumps({"id": upstream.works.setdefault(key, f"work {len(upstream.works)}")}).encode()
                 self.send_response(upstream.status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
@@ -67,8 +71,12 @@ def daemon(upstream: Upstream) -> Iterator[Box]:
         ),
         simulation=service(),
         stuck=service(retries=1),
+        buyer=service("BuyerConnector", api_config={"base_url": upstream.url}),
     )
-    mapping["connectors"] = {"HTTPConnector": {"path": "empd.connectors.protocol.http:HTTPConnector"}}
+    mapping["connectors"] = {
+        "HTTPConnector": {"path": "empd.connectors.protocol.http:HTTPConnector"},
+        "BuyerConnector": {"path": "buyer:BuyerConnector"},
+    }
     mapping["plugins"] = ["plugs:Stamp"]
     with Box(mapping, cancel_grace_s=0.3, term_grace_s=0.5, backoff_s=0.05) as box:
         yield box
@@ -151,3 +159,31 @@ def test_worker_stuck_is_replaced_and_its_job_runs_elsewhere(daemon: Box) -> Non
         stuck = client.submit("stuck", {"fault": "hang_gil", "times": 1}, timeout_s=0.5)
         assert stuck.result(60)["steps"] == 1
     assert daemon.pid("stuck-0") != pid
+
+
+@pytest.mark.parametrize(
+    ("keyed", "dies", "works", "doubt"),
+    [
+        (True, "unconfirmed", 1, False),  # the same key: the upstream does it once
+        (True, "confirmed", 1, False),  # taken up by its id
+        (False, "confirmed", 1, False),
+        (False, "unconfirmed", 2, True),  # nobody can know, and that is said
+    ],
+)
+def test_a_worker_killed_in_mid_submission_buys_once_or_says_its_doubt(
+    daemon: Box, upstream: Upstream, keyed: bool, dies: str, works: int, doubt: bool
+) -> None:
+    upstream.status = 200
+    upstream.works.clear()
+    with daemon.client() as client:
+        handle = client.submit("buyer", {"keyed": keyed, "dies": dies})
+        result = handle.result(60)
+    assert (len(upstream.works), result["attempt"], bool(result["doubt"])) == (works, 2, doubt)
+    assert result["id"] in upstream.works.values()
+    if doubt:
+        wait_until(lambda: "may have arrived" in job_log(daemon, handle.id), "the doubt in the job's log")
+
+
+def job_log(daemon: Box, job: str) -> str:
+    with urllib.request.urlopen(f"{daemon.http()}/v1/jobs/{job}/log", timeout=10) as answer:
+        return answer.read().decode()

@@ -1,0 +1,95 @@
+"""What stands around a connector's `process`: nothing where nothing is wanted, bounded records elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from empd.connectors.base import Service, Site
+from empd.connectors.context import Context, JobDetails, JobView
+from empd.connectors.failures import RateLimited
+from empd.connectors.logger import ConnectorLogger
+from empd.connectors.service.simulation import SimulationConnector
+from empd.worker.course import RECORDS_PER_S, Course
+from empd.worker.holds import Holds
+from empd.worker.hosted import Hosted, Plan
+from empd.worker.log import Log
+from empd.worker.port import Port
+
+
+class Echo(Service):
+    async def process(self, job: JobView, context: Context) -> Any:
+        if job.attempt > 1:
+            raise RateLimited("later")
+        return 7
+
+
+def hosted(connector: str, path: str = "", least: str = "info", plugins: tuple[str, ...] = ()) -> Hosted:
+    plan = Plan(connector, path, {}, (), (), 1, plugins)
+    port = Port.__new__(Port)
+    port.secrets = {}
+    return Hosted("s", plan, Site(service="s"), port, Log(least))
+
+
+def test_a_service_that_wants_nothing_pays_nothing() -> None:
+    plain = hosted("SimulationConnector")
+    plain.build()
+    assert plain.process.__func__ is SimulationConnector.process  # type: ignore[attr-defined]
+    verbose = hosted("SimulationConnector", least="debug")
+    verbose.build()
+    assert isinstance(verbose.process, Course)
+
+
+def jobs(count: int, attempt: int = 1) -> list[JobView]:
+    return [JobView(n, 1, attempt, JobDetails(service="s"), b"\xc0") for n in range(1, count + 1)]
+
+
+def run(course: Course, views: list[JobView]) -> None:
+    async def all_of_them() -> None:
+        for view in views:
+            context = Context(None, view, 0)  # type: ignore[arg-type]
+            try:
+                await course(view, context)
+            except RateLimited:
+                continue
+
+    asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize(("attempt", "event"), [(1, "job_completed"), (2, "job_failed")])
+def test_records_are_bounded_and_say_what_was_left_out(attempt: int, event: str) -> None:
+    records: list[dict[str, Any]] = []
+    connector = Echo(Echo.Config(), Site(service="s", logger=ConnectorLogger.to(records.append)))
+    course = Course(connector.process, connector.log, verbose=False)
+    count = 5_000
+    run(course, jobs(count, attempt))
+    assert {record["event"] for record in records} == {event}
+    # However slow the machine is: written and left out make all, and far from all are written.
+    left_out = sum(record.get("left_out", 0) for record in records)
+    assert RECORDS_PER_S <= len(records) < count / 2
+    assert len(records) + left_out <= count
+
+
+def test_at_debug_nothing_is_left_out() -> None:
+    records: list[dict[str, Any]] = []
+    connector = Echo(Echo.Config(), Site(service="s", logger=ConnectorLogger.to(records.append, "debug")))
+    run(Course(connector.process, connector.log, verbose=True), jobs(100))
+    events = [record["event"] for record in records]
+    assert events == ["job_received", "job_started", "job_completed"] * 100
+
+
+def test_a_hold_ends_by_itself_or_when_it_is_let_go() -> None:
+    async def run() -> list[str]:
+        seen: list[str] = []
+        holds = Holds(lambda: seen.append(holds.reason))
+        holds("a", "circuit open", 3600)
+        holds("b", "asked to wait", 0.01)
+        holds("a")
+        while holds.reason:
+            await asyncio.sleep(0.005)
+        holds("c", "never", 0)
+        return seen
+
+    assert asyncio.run(run()) == ["circuit open", "asked to wait", ""]
