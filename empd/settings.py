@@ -29,6 +29,7 @@ SOCKET_PATH_BYTES_MAX = 107
 
 _SOCKET_NAME_LONGEST = "telemetry.sock"
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(\[[0-9a-fA-F:]+\]|[^:/\s]+):\d{1,5}")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.IGNORECASE)
 _NEVER_PRELOADED = ("torch", "numpy", "grpc")
 VIRTUAL_GPUS_MAX = 64
 _UUID_PREFIXES = ("GPU-", "MIG-")
@@ -91,6 +92,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             accepted="HOST:PORT, port 0 takes any free one",
         ),
     ] = "127.0.0.1:8780"
+    http_hosts: Annotated[
+        tuple[str, ...],
+        _row(
+            "Names beside this host's own by which the API may be called: those of a proxy in front of it.",
+            accepted="a list of host names, without ports",
+        ),
+    ] = ()
     gpus: Annotated[
         str | tuple[str, ...],
         _row(
@@ -409,6 +417,10 @@ def _check_value(name: str, value: Any) -> None:
             raise _Wrong("not an address")
     elif name == "endpoint" and value and not _ENDPOINT.fullmatch(value):
         raise _Wrong("not an endpoint")
+    elif name == "http_hosts":
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise _Wrong(f"{host!r} is not a host name")
     elif name == "gpus":
         _check_gpus(value)
     elif name == "preload":

@@ -133,7 +133,11 @@ ROUTES = (
 
 def build(ctx: Context) -> web.Application:
     """The application around the process's parts."""
-    middlewares = [_measure, problems.middleware, guard.build(guard.own_names())]
+    middlewares = [
+        _measure,
+        problems.middleware,
+        guard.build(guard.own_names() | frozenset(name.lower() for name in ctx.settings.http_hosts)),
+    ]
     app = web.Application(middlewares=middlewares, client_max_size=BODY_BYTES_MAX)
     app[CONTEXT] = ctx
     app[blobs.KNOWN] = blobs.Known()

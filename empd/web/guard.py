@@ -63,7 +63,7 @@ def is_same_origin(origin: str, netloc: str) -> bool:
 
 
 def build(names: frozenset[str]) -> web.middlewares._Middleware:  # type: ignore[name-defined]
-    """The middleware for a host that is called `names`."""
+    """The middleware for a host that is called `names` (in lower case)."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -335,3 +335,12 @@ def test_a_problem_in_a_weaker_place_is_named_even_when_a_stronger_one_is_right(
     path = written(tmp_path, "retries = 'lots'")
     (problem,) = problems_of({"config": path, "retries": 1})
     assert problem.startswith(f"{path}: retries: ")
+
+
+@pytest.mark.parametrize("wrong", ["gpu.example.com:8443", "https://gpu.example.com", "*", "", "a b", "-x"])
+def test_hosts_are_names(tmp_path: Path, wrong: str) -> None:
+    assert load({"config": written(tmp_path, 'http_hosts = ["gpu.example.com", "box"]')}, {}).http_hosts[1] == "box"
+    assert load({}, {"EMPD_HTTP_HOSTS": "gpu.example.com,box"}).http_hosts == ("gpu.example.com", "box")
+    (problem,) = problems_of({"config": written(tmp_path, f"http_hosts = [{wrong!r}]")})
+    assert "http_hosts" in problem
+    assert "host names" in problem

@@ -56,7 +56,7 @@ def module_web() -> Iterator[Web]:
     (directory / "state").mkdir(mode=0o700)
     double = BrokerDouble(f"ipc://{directory}/run/empd.sock")
     double.start()
-    running = Web(directory, {})
+    running = Web(directory, {"http_hosts": ["GPU.example.com"]})
     yield running
     running.stop()
     double.stop()

@@ -106,6 +106,10 @@ def test_hosts_and_origins_never_raise(one: str, two: str) -> None:
     ("headers", "status"),
     [
         ({"Host": "evil.example"}, 421),
+        ({"Host": "gpu.example.com"}, 202),  # http_hosts
+        ({"Host": "gpu.example.com:8443", "Origin": "https://gpu.example.com:8443"}, 202),
+        ({"Host": "gpu.example.com", "Origin": "https://evil.example"}, 403),
+        ({"Host": "x.gpu.example.com"}, 421),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Sec_Fetch_Site": "cross-site"}, 403),
