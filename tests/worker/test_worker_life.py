@@ -202,6 +202,15 @@ def test_a_worker_above_its_memory_limit_is_recycled_between_jobs(broker: Broker
     assert broker.of(frames.Capacity)[-1].reason == "recycling"
 
 
+def test_memory_of_callables_in_processes_counts_for_their_worker(broker: BrokerDouble, start) -> None:
+    services = {"hoard": python(f"{M}:hoard", isolation="process")}
+    worker = start(services, 2, worker={"memory_max_bytes": 1}, settings=HERE).ready()
+    hoard = broker.assign("hoard", [100])[0]
+    worker.notice(Notice.RECYCLE)
+    assert broker.result(hoard) == 1
+    assert worker.ended() == 0
+
+
 @pytest.mark.parametrize(
     ("fault", "number"), [("crash", signal.SIGKILL), ("segv", signal.SIGSEGV), ("abort", signal.SIGABRT)]
 )
