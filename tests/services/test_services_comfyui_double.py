@@ -50,6 +50,7 @@ async def running(server: ComfyUIDouble, job: Attempt) -> str:
     """Waits until a job's prompt runs; its id."""
 
     def prompt_id() -> str:
+        assert not job.task.done(), job.task.exception()
         return server.running.prompt_id if server.running and server.sockets else ""
 
     await until(lambda: job.port.fractions and prompt_id(), "the prompt to run")
@@ -379,6 +380,43 @@ def test_a_time_out_stops_the_prompt_and_a_drain_leaves_it() -> None:
             await left.value()
         assert server.running is not None
         assert server.running.prompt_id == prompt_id
+
+    against_the_double(body)
+
+
+def test_a_prompt_that_does_not_stop_costs_its_server() -> None:
+    async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
+        reasons: list[str] = []
+        connector.site = connector.site._replace(recycle_server=reasons.append)
+        job = Attempt(connector, sleeping(20, 1))
+        await running(server, job)
+        await job.stop("cancelled")
+        await asyncio.sleep(0.1)
+        assert not job.task.done()
+        job.task.cancel()  # as a worker does when the grace is over
+        with pytest.raises(asyncio.CancelledError):
+            await job.task
+        assert reasons == ["a prompt does not stop"]
+
+    against_the_double(body)
+
+
+def test_a_waiting_prompt_tells_its_place() -> None:
+    async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
+        first = Attempt(connector, sleeping(60, 1000), job_id=1)
+        await running(server, first)
+        waiting = []
+        for ahead in (1, 2):
+            job = Attempt(connector, picture(ahead), job_id=1 + ahead)
+            wanted = (f"waits at ComfyUI, {ahead} before it", 0, 0)
+            await until(lambda job=job, wanted=wanted: wanted in job.port.messages, "the place")
+            waiting.append(job)
+        await first.stop("cancelled")
+        for job in waiting:
+            assert (await job.value())["outputs"]
+            assert job.port.fractions == sorted(job.port.fractions)
+        with pytest.raises(ConnectorError):
+            await first.value()
 
     against_the_double(body)
 

@@ -301,7 +301,7 @@ def test_a_waiting_job_is_taken_out_of_the_queue() -> None:
         await waiting.stop("cancelled")
         with pytest.raises(ConnectorError):
             await waiting.value()
-        assert waiting.port.fractions == []
+        assert waiting.context.fraction == 0.0
         assert (await running.value())["outputs"]
 
     against_a_server(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.protocol.http_config import HTTPConfig
 from empd.connectors.service.comfyui.listener import Heard, Listener
 from empd.connectors.service.comfyui.log import ComfyUILog
-from empd.connectors.service.comfyui.prompt import Pace
+from empd.connectors.service.comfyui.prompt import FOR_GOOD, Pace
 from empd.connectors.service.comfyui.request import Request, read_request
 from empd.connectors.service.comfyui.run import Earlier, Intend, Label, Run
 from empd.connectors.service.comfyui.server import Server
@@ -55,8 +56,9 @@ class ComfyUIConnector(HTTPConnector, Cancellable, Resumable, ReportsProgress, H
     Config: ClassVar[type[ConnectorConfig]] = ComfyUIConfig
     config: ComfyUIConfig
     default_base_port: ClassVar[int] = 8188
-    # A node that loads a model looks at interrupts only when it is done.
+    # A node that loads a model says nothing, and looks at interrupts only when it is done.
     cancel_grace_s: ClassVar[float] = 120.0
+    progress_interval_s: ClassVar[float] = 600.0
 
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         super().__init__(config, site)
@@ -90,6 +92,11 @@ class ComfyUIConnector(HTTPConnector, Cancellable, Resumable, ReportsProgress, H
         except ConnectorError:
             if run.spent and not context.cancelled:
                 await context.upstream.ended()
+            raise
+        except asyncio.CancelledError:
+            if context.stop_reason in FOR_GOOD:
+                # Asked to stop, it did not in all its grace: what it holds, only the end of its process gives back.
+                self.site.recycle_server("a prompt does not stop")
             raise
         finally:
             del self._running[claim]

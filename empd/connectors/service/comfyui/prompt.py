@@ -111,12 +111,12 @@ class Prompt:
 
     async def _arrived(self) -> bool:
         try:
-            place, _ = await self.server.find(self.id, self._context)
+            found = await self.server.find(self.id, self._context)
         except ConnectorError as error:
             if not is_unreachable(error):
                 raise
             return False
-        return place is not Place.UNKNOWN
+        return found.place is not Place.UNKNOWN
 
     async def _follow(self, listener: Listener) -> Entry:
         context = self._context
@@ -124,7 +124,7 @@ class Prompt:
         while True:
             listener.look.clear()
             try:
-                place, entry = await self.server.find(self.id, context)
+                place, entry, ahead = await self.server.find(self.id, context)
                 down_since_s = None
             except ConnectorError as error:
                 now_s = context.clock()
@@ -141,6 +141,8 @@ class Prompt:
                 return self._lost(listener)
             if context.cancelled:
                 await self._leave()
+            elif place is Place.PENDING:
+                context.progress(context.fraction, f"waits at ComfyUI, {ahead} before it")
             await self._wait(listener)
 
     async def _leave(self) -> None:

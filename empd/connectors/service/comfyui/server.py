@@ -35,6 +35,14 @@ class Queue(NamedTuple):
     pending: list[str]
 
 
+class Found(NamedTuple):
+    """Where a prompt is. `entry` when it has ended; `ahead`: how many run and wait before a waiting one."""
+
+    place: Place
+    entry: Entry | None = None
+    ahead: int = 0
+
+
 class Entry(NamedTuple):
     """How a prompt ended. `error`: the data of its `execution_error`; `cached`: nodes that were not run again."""
 
@@ -73,15 +81,15 @@ class Server:
         pending = sorted(found.get("queue_pending", ()), key=lambda item: item[0])
         return Queue([item[1] for item in found.get("queue_running", ())], [item[1] for item in pending])
 
-    async def find(self, prompt_id: str, context: Context | None = None) -> tuple[Place, Entry | None]:
+    async def find(self, prompt_id: str, context: Context | None = None) -> Found:
         """Where a prompt is. The queue is asked first: a prompt that ends goes from there into the history at once."""
         queue = await self.queue(context)
         if prompt_id in queue.running:
-            return Place.RUNNING, None
+            return Found(Place.RUNNING)
         if prompt_id in queue.pending:
-            return Place.PENDING, None
+            return Found(Place.PENDING, ahead=len(queue.running) + queue.pending.index(prompt_id))
         entry = await self.history(prompt_id, context)
-        return (Place.UNKNOWN, None) if entry is None else (Place.ENDED, entry)
+        return Found(Place.UNKNOWN) if entry is None else Found(Place.ENDED, entry)
 
     async def history(self, prompt_id: str, context: Context | None = None) -> Entry | None:
         """How a prompt ended; None while it has not, or is not known."""
