@@ -1,0 +1,126 @@
+"""Many pictures in one job: each item its own task, progress, retries and result."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+from empd.connectors.base import Result, Resumable
+from empd.connectors.context import CHECKPOINT_BYTES_MAX, Context, JobView
+from empd.connectors.failures import ConnectorError, InvalidInput
+from empd.connectors.service.a1111.connector import A1111Connector
+from empd.connectors.service.a1111.request import Request, read_request
+from empd.errors import FailureClass
+from empd.job import Cause
+
+ITEMS_MAX = 10_000
+OUTPUTS_PER_ITEM = 1_000
+"""Output indexes of items are this far apart, so that an item's files keep their names whatever the others make."""
+
+_MARK = b"a1111-batch\x01"
+
+
+class Batch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`shared` holds for all `items`. `item_retries`: how often an item is tried again in this attempt at the job;
+    `on_failure`: what follows when it has failed for good."""
+
+    items: list[dict[str, Any]]
+    shared: dict[str, Any] = {}
+    item_retries: int = 1
+    on_failure: str = "continue"
+    save_assets: bool = True
+    ctx: dict[str, Any] = {}
+
+
+class A1111BatchConnector(A1111Connector, Resumable):
+    """Payload: `items` (each what A1111RestConnector takes) and `shared`. Items run one after the other; one that fails
+    is tried again, then the others go on, or the job fails (`on_failure`: `continue` or `fail`). What is done is
+    journaled, as far as there is room: the next attempt does not make it again."""
+
+    connector_id: ClassVar[str] = "a1111-batch"
+
+    async def process(self, job: JobView, context: Context) -> Any:
+        """Runs every item. The job fails when all have failed."""
+        batch, requests = self._read(await context.load())
+        done = _done_before(context)
+        for index, request in enumerate(requests):
+            if index not in done:
+                done[index] = await self._item(context, batch, index, request)
+                await context.checkpoint(_encoded(done))
+            context.progress((index + 1) / len(requests))
+        await self.tidy()
+        items = [done[index] for index in range(len(requests))]
+        failed = [item["error"] for item in items if "error" in item]
+        if len(failed) == len(items):
+            text = f"all {len(items)} items failed; the first: {failed[0]['message']}"
+            raise ConnectorError(text, failure=FailureClass(failed[0]["failure"]), retry=False)
+        images = sum(len(item.get("images", ())) for item in items)
+        value = {"items": items, "completed": len(items) - len(failed), "failed": len(failed)}
+        return Result(value, usage={"images": float(images), "items": float(len(items))})
+
+    async def resume(self, job: JobView, context: Context) -> Any:
+        """As `process`, which knows what earlier attempts have done."""
+        return await self.process(job, context)
+
+    def _read(self, payload: Any) -> tuple[Batch, list[Request]]:
+        try:
+            batch = msgspec.convert(payload, Batch)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(str(error)) from None
+        if not 0 < len(batch.items) <= ITEMS_MAX:
+            raise InvalidInput(f"items: {len(batch.items)} of them; accepted: 1 to {ITEMS_MAX}")
+        if batch.on_failure not in ("continue", "fail"):
+            raise InvalidInput(f"on_failure: {batch.on_failure!r}; accepted: continue, fail")
+        requests = []
+        for index, item in enumerate(batch.items):
+            try:
+                request = read_request({**batch.shared, **item}, self.config.operation, self.config.defaults)
+            except InvalidInput as error:
+                raise InvalidInput(f"items[{index}]: {error.message}") from None
+            if not request.makes_pictures:
+                raise InvalidInput(f"items[{index}].operation: {request.operation} makes no pictures")
+            requests.append(request)
+        return batch, requests
+
+    async def _item(self, context: Context, batch: Batch, index: int, request: Request) -> dict[str, Any]:
+        """An item's result, or its error. Raises what is no fault of the item."""
+        count = len(batch.items)
+
+        def report(fraction: float, message: str, step: int, steps: int) -> None:
+            context.progress((index + fraction) / count, f"item {index + 1} of {count}: {message}", step, steps)
+
+        for attempt in range(batch.item_retries + 1):
+            try:
+                output = await self.pictures(request, context, report, f".{index}.{attempt}")
+                value = await self.saved(output, request, context, index * OUTPUTS_PER_ITEM)
+                context.partial({"kind": "item", "index": index, "completed": True})
+                return {"index": index, **value}
+            except ConnectorError as error:
+                last = attempt == batch.item_retries or not error.retry
+                if context.cancelled or error.cause is not Cause.JOB_FAULT or (last and batch.on_failure == "fail"):
+                    raise
+                context.log("item failed", item=index, failure=error.failure.value, reason=error.message)
+                if last:
+                    context.partial({"kind": "item", "index": index, "completed": False})
+                    return {"index": index, "error": {"failure": error.failure.value, "message": error.message}}
+        raise AssertionError("range() is never empty")
+
+
+def _done_before(context: Context) -> dict[int, dict[str, Any]]:
+    """Items that earlier attempts have done."""
+    data = context.last_checkpoint
+    if data is None or not data.startswith(_MARK):
+        return {}
+    return msgspec.msgpack.decode(data[len(_MARK) :], type=dict[int, dict[str, Any]])
+
+
+def _encoded(done: dict[int, dict[str, Any]]) -> bytes:
+    """The latest items, as many as a checkpoint holds."""
+    room, kept = CHECKPOINT_BYTES_MAX - len(_MARK) - 16, {}
+    for index, item in reversed(done.items()):
+        room -= len(msgspec.msgpack.encode(item)) + 9
+        if room < 0:
+            break
+        kept[index] = item
+    return _MARK + msgspec.msgpack.encode(kept)

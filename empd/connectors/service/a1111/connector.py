@@ -1,0 +1,117 @@
+"""What all Automatic1111 connectors are: one call per job, with its task, health, models, memory and log."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from empd.connectors.base import (
+    Cancellable,
+    ConnectorConfig,
+    DescribesService,
+    HasModels,
+    ReportsProgress,
+    Result,
+    Site,
+)
+from empd.connectors.context import Context, JobView
+from empd.connectors.failures import ConnectorError
+from empd.connectors.service.a1111.log import log_of
+from empd.connectors.service.a1111.output import Output, read_output
+from empd.connectors.service.a1111.request import Request, read_request
+from empd.connectors.service.a1111.server import A1111Server
+from empd.connectors.service.a1111.task import Report, Task
+from empd.errors import FailureClass
+from empd.job import format_id
+
+
+class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, DescribesService):
+    """Base of the family."""
+
+    # Loading a model does not look at interrupts, and a task behind others can only be stopped when it has begun.
+    cancel_grace_s: ClassVar[float] = 120.0
+
+    def __init__(self, config: ConnectorConfig, site: Site) -> None:
+        super().__init__(config, site)
+        self._tasks: dict[tuple[int, int], Task] = {}
+
+    async def process(self, job: JobView, context: Context) -> Any:
+        """One operation."""
+        request = read_request(await context.load(), self.config.operation, self.config.defaults)
+        if not request.makes_pictures:
+            return await self.ask(request, context)
+        output = await self.pictures(request, context, context.progress)
+        value = await self.saved(output, request, context)
+        await self.tidy()
+        return Result(value, usage={"images": float(len(value["images"]))})
+
+    async def cancel(self, job: JobView, context: Context) -> None:
+        """Interrupts the job's own task and no other; returns when it has ended."""
+        task = self._tasks.get((job.id, job.epoch))
+        if task is not None:
+            await task.stop()
+
+    async def pictures(self, request: Request, context: Context, report: Report, item: str = "") -> Output:
+        """Runs one task. Raises ConnectorError."""
+        claim = (context.job_id, context.epoch)
+        stem = f"task(empd-{context.instance[:8]}-{format_id(context.job_id)}-"
+        task = Task(self, stem, f"{context.epoch:x}{item}", context, report)
+        self._tasks[claim] = task
+        try:
+            if request.model:
+                # Within the call, so that no neighbour's task meets another model; it stays loaded for the next.
+                request.body["override_settings"]["sd_model_checkpoint"] = await self.checkpoint(request.model)
+                request.body["override_settings_restore_afterwards"] = False
+            body = await task.execute(request.route, request.body)
+        finally:
+            del self._tasks[claim]
+        if task.interrupted or context.cancelled:
+            raise ConnectorError("interrupted, as it was to stop", failure=FailureClass.CANCELLED)
+        return read_output(body, request)
+
+    async def saved(self, output: Output, request: Request, context: Context, base: int = 0) -> dict[str, Any]:
+        """The result: what is known of the pictures, and where they are."""
+        images = []
+        for i, picture in enumerate(output.pictures):
+            seed = {} if picture.seed is None else {"seed": picture.seed}
+            asset = await context.assets.save(picture.data, output=base + i, metadata={"kind": picture.kind, **seed})
+            images.append({"kind": picture.kind, **seed, "infotext": picture.infotext, "asset": asset})
+        if output.info:
+            self.log.with_job(context).service(log_of(output.info), "generated")
+        known = ("seed", "sampler_name", "steps", "cfg_scale", "width", "height", "sd_model_name", "sd_vae_name")
+        facts = {name: output.info[name] for name in known if output.info.get(name) is not None}
+        return {"operation": request.operation, "images": images, **facts}
+
+    async def ask(self, request: Request, context: Context) -> Any:
+        """A question or a command: the answer as it is."""
+        if request.body is None:
+            return (await self.request("GET", f"/sdapi/v1/{request.route}", context)).value()
+        answer = await self.request("POST", f"/sdapi/v1/{request.route}", context, json=request.body, repeatable=True)
+        return answer.value()
+
+    async def tidy(self) -> None:
+        """What is done between two jobs."""
+        config = self.config
+        if config.unload_after_job or (0 < await self.vram_free_bytes() < config.vram_free_bytes_min):
+            await self.request("POST", "/sdapi/v1/unload-checkpoint", repeatable=True)
+
+    async def models(self) -> list[str]:
+        """The model that is loaded, under each of its names."""
+        title = str((await self.options()).get("sd_model_checkpoint") or "")
+        listed = await self.listed("sd-models")
+        known = next(
+            (model for model in listed if title and title in (model.get("title"), model.get("model_name"))), {}
+        )
+        names = (title, known.get("title"), known.get("model_name"), known.get("hash"))
+        return list(dict.fromkeys(str(name) for name in names if name))
+
+    async def service_info(self) -> dict[str, Any]:
+        """Models to choose from, memory, and what runs."""
+        look, options = await self.look(""), await self.options()
+        return {
+            "model": options.get("sd_model_checkpoint"),
+            "vae": options.get("sd_vae"),
+            "models": [model.get("title") for model in await self.listed("sd-models")],
+            "samplers": [sampler.get("name") for sampler in await self.listed("samplers")],
+            "running": look.task or None,
+            "vram_free_bytes": await self.vram_free_bytes(),
+        }
