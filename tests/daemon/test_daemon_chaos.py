@@ -68,7 +68,7 @@ def inflict(daemon: Box, client: Client, fault: str, chance: random.Random) -> l
 
 
 def stop_a_worker(client: Client, chance: random.Random) -> None:
-    """SIGSTOP of a worker that has said hello: one that still starts is waited for as long as a model may load."""
+    """SIGSTOP of a worker that has said hello: one that still starts may be silent for longer than this test waits."""
     ready = [w["pid"] for w in client.status()["workers"] if w["connected"] and w["name"].startswith("one")]
     if ready:
         with contextlib.suppress(ProcessLookupError):

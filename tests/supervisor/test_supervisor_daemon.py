@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,29 @@ def test_silence_is_a_hang_but_not_while_a_job_runs(daemon: Daemon):
         wait_until(lambda name=name: daemon.child(name)["last_exit"] == "hung", f"{name} to be found hung")
     assert daemon.child("w-1")["restarts"] == 0
     assert daemon.child("broker")["restarts"] == 0
+
+
+def test_a_child_that_is_stopped_while_it_starts_is_replaced(daemon: Daemon):
+    daemon.behave(w_0="never_ready")
+    daemon.start(ready=False, table={"worker": {"heartbeat_s": 0.5}})
+    first = daemon.wait_events(1, "entered", "w-0")[0]["pid"]
+    daemon.behave()
+    os.kill(first, signal.SIGSTOP)
+    daemon.wait_events(1, "ready", "w-0")
+    assert daemon.wait_state("w-0", "ready")["last_exit"] == "hung"
+    assert not is_alive(first)
+
+
+def test_a_child_that_is_slow_to_start_is_waited_for(daemon: Daemon):
+    daemon.behave(w_0="never_ready")
+    daemon.start(ready=False, table={"worker": {"heartbeat_s": 0.2}})
+    first = daemon.wait_events(1, "entered", "w-0")[0]["pid"]
+    os.kill(first, signal.SIGSTOP)  # for a moment
+    os.kill(first, signal.SIGCONT)
+    wait_until((daemon.folder / "run" / "supervisor.json").exists, "the status file")
+    wait_until(lambda: time.time() - daemon.child("w-0")["since_unix_s"] > 2.5, "several looks at it")
+    assert daemon.child("w-0")["state"] == "starting"
+    assert is_alive(first)
 
 
 def test_gone_names_the_job_that_was_on_the_board(daemon: Daemon):
