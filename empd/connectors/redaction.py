@@ -59,13 +59,18 @@ def secrets_in(config: Any, hidden: bool = False) -> Iterator[str]:
         yield config
 
 
+def _hides(key: Any, value: Any) -> bool:
+    """Numbers are no secrets: `max_token: 4000` says nothing."""
+    return bool(value) and not isinstance(value, (int, float)) and is_secret_key(str(key))
+
+
 def without_secrets(config: Any, redact: Redaction, depth: int = 0) -> Any:
     """The same configuration, fit to be shown."""
     if depth > DEPTH_MAX:
         return redact(repr(config)[:200])
     if isinstance(config, Mapping):
         return {
-            str(key): HIDDEN if is_secret_key(str(key)) and value else without_secrets(value, redact, depth + 1)
+            str(key): HIDDEN if _hides(key, value) else without_secrets(value, redact, depth + 1)
             for key, value in config.items()
         }
     if isinstance(config, (list, tuple)):

@@ -154,6 +154,8 @@ class Hosted:
             self._log("connector_unavailable", "error", service=self.name, reason=self._reason)
             self._told()
             return
+        # A secret may have come from the environment, in the place of the mapping's.
+        self.redact.learn(secrets_in(msgspec.to_builtins(connector.config, enc_hook=repr)))
         self._connector = self.meter = connector
         self.cancellable = connector if isinstance(connector, Cancellable) else None
         hung = [plugins.load(name, plan.plugin_options.get(name, {})) for name in plan.plugins]
@@ -243,7 +245,7 @@ class Hosted:
         if connector is not None:
             try:
                 config = registry.configure(type(connector), plan.api_config, self.name, os.environ)
-                self.redact.learn(secrets_in(plan.api_config))
+                self.redact.learn(secrets_in(msgspec.to_builtins(config, enc_hook=repr)))
                 if await connector.update_config(config):
                     connector.config, self.plan = config, plan
                     self._log("service_configured", service=self.name, how="taken over")

@@ -163,6 +163,7 @@ CONFIG = {
     "api_key": "sk-123456",
     "headers": {"Authorization": "Bearer abcdef", "Accept": "json"},
     "max_tokens": "4000",
+    "max_token": 4000,
     "oauth": {"client_secret": "s3cret!!", "token_url": "https://login.example"},
 }
 
@@ -175,7 +176,7 @@ def test_secrets_of_a_configuration_are_found_and_hidden() -> None:
     assert shown["base_url"] == "https://u:***@api.example"
     assert shown["headers"] == {"Authorization": "***", "Accept": "json"}
     assert shown["oauth"] == {"client_secret": "***", "token_url": "https://login.example"}
-    assert (shown["api_key"], shown["max_tokens"]) == ("***", "4000")
+    assert (shown["api_key"], shown["max_tokens"], shown["max_token"]) == ("***", "4000", 4000)
 
 
 @given(st.text(min_size=4), st.text(), st.text())
