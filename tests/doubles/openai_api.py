@@ -150,7 +150,10 @@ class OpenAIDouble:
             await asyncio.sleep(failure.delay_s)
         headers = {**self.rate_headers, "x-request-id": f"req_{next(self._numbers)}"}
         if failure is not None and failure.cut_after is None:
-            return web.json_response(failure.body, status=failure.status, headers={**headers, **failure.headers})
+            headers |= failure.headers
+            if isinstance(failure.body, str):
+                return web.Response(text=failure.body, status=failure.status, headers=headers)
+            return web.json_response(failure.body, status=failure.status, headers=headers)
         try:
             if request.headers.get("Authorization") != f"Bearer {KEY}":
                 raise Refuse(401, "Incorrect API key provided", code="invalid_api_key")

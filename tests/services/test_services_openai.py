@@ -207,6 +207,25 @@ def test_every_error_body_has_its_class(
 
 
 @pytest.mark.parametrize(
+    ("code", "kind", "failure", "retry"),
+    [
+        ("429", "throttling_error", F.RATE_LIMITED, True),
+        ("401", "auth_error", F.AUTH, False),
+        ("model_not_found", "invalid_request_error", F.NOT_FOUND, False),
+        (None, "whatever", F.UNAVAILABLE, True),
+    ],
+)
+def test_an_error_that_comes_as_the_event_of_a_stream_is_the_error_that_it_tells(
+    double: OpenAIDouble, config: dict[str, Any], code: str | None, kind: str, failure: FailureClass, retry: bool
+) -> None:
+    body = f"data: {json.dumps(error_body('so it is', kind, code))}\n\ndata: [DONE]\n\n"
+    double.fail("/v1/chat/completions", 500, body, times=20)
+    error, _ = processed(OpenAIChatConnector, config, {"prompt": "x", "model": "m"})
+    assert (error.failure, error.retry) == (failure, retry)
+    assert "so it is" in error.message
+
+
+@pytest.mark.parametrize(
     ("code", "failure"),
     [
         ("server_error", F.UNAVAILABLE),

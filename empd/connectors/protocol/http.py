@@ -29,7 +29,7 @@ from empd.connectors.protocol import auth
 from empd.connectors.protocol.cache import Cache
 from empd.connectors.protocol.calls import Calls, Rules
 from empd.connectors.protocol.http_config import HTTPConfig, RequestOptions
-from empd.connectors.protocol.http_response import HTTPResponse, value_if_json
+from empd.connectors.protocol.http_response import HTTPResponse, failure_of, value_if_json
 from empd.connectors.protocol.http_session import HTTPSession, Outgoing, read_bounded
 from empd.connectors.protocol.http_stream import HTTPStream
 from empd.connectors.protocol.json_pointer import MISSING
@@ -277,9 +277,9 @@ class HTTPConnector(Service):
             body = b""  # the status alone says enough
         finally:
             response.close()
-        value = value_if_json(body)
+        status, value = failure_of(response.status, body)
         answer = HTTPResponse(response.status, response.headers, body, request.outgoing.url)
-        raise self._refused(self.verdicts.of_answer(response.status, value), answer, value, request)
+        raise self._refused(self.verdicts.of_answer(status, value), answer, value, request)
 
     def _refused(self, row: Row, answer: HTTPResponse, value: Any, request: _Request) -> Trouble:
         message = self.redact(self.verdicts.message(value))

@@ -8,7 +8,10 @@ from typing import Any
 import orjson
 
 from empd.connectors.failures import BadResponse
+from empd.connectors.protocol.json_pointer import Pointer
+from empd.connectors.protocol.sse import EventParser
 
+_CODE = Pointer("/error/code")
 _JSON = ("application/json", "+json")
 
 
@@ -58,3 +61,18 @@ def value_if_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
+
+
+def failure_of(status: int, body: bytes) -> tuple[int, Any]:
+    """Status and value of an answer that says failure.
+
+    LiteLLM answers a stream that it cannot begin with status 500 and an event as the body: the event's value is the
+    error then, and where its code is a status, that is the one that the service meant.
+    """
+    value = value_if_json(body)
+    if value is None and body.startswith(b"data:"):
+        events = EventParser().feed(body + b"\n\n")
+        value = value_if_json(events[0].data.encode()) if events else None
+        code = str(_CODE.find(value))
+        status = int(code) if code.isascii() and code.isdigit() and 400 <= int(code[:4]) < 600 else status
+    return status, value
