@@ -147,6 +147,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _row("Remembered keys; when full, submits with new keys are refused, none is forgotten.", ge=1)
     ] = 1_000_000
     dead_keep_s: Annotated[float, _row("How long a dead-lettered job can be retried.", ge=0)] = 30 * _DAY_S
+    unmatchable_keep_s: Annotated[
+        float,
+        _row(
+            "How long a job waits whose workers are no longer configured; then it is dead-lettered, with the reason.",
+            ge=0,
+        ),
+    ] = _DAY_S
     dead_jobs_max: Annotated[int, _row("Dead-lettered jobs kept; past it the oldest go.", ge=1)] = 100_000
     job_log_bytes_max: Annotated[int, _size("Log lines kept of one job.")] = 1 << 20
     telemetry_interval_s: Annotated[

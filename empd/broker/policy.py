@@ -25,6 +25,7 @@ def queue_policy(settings: Settings, mapping: Mapping) -> Policy:
         session_keep_ns=seconds_to_ns(settings.idempotency_keep_s),
         dead_keep_ns=seconds_to_ns(settings.dead_keep_s),
         dead_jobs_max=settings.dead_jobs_max,
+        unmatchable_keep_ns=seconds_to_ns(settings.unmatchable_keep_s),
         max_crashes=settings.max_crashes,
         max_host_losses=settings.max_host_losses,
         backoff_ns=seconds_to_ns(settings.backoff_s),

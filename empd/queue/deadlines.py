@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import heapq
+from itertools import islice
 from typing import NamedTuple
 
 from empd.clock import NS_PER_MS, NS_PER_S, Instant
 from empd.errors import FailureClass
 from empd.job import Outcome, State
+from empd.queue.options import REASON_CHARS_MAX, unmatchable
 from empd.queue.outcomes import Ends
 from empd.queue.policy import Policy
+from empd.queue.room import WaitingRoom
 from empd.queue.rows import Fact, Forgotten, Kind, Stopping, StoppingJob
 from empd.queue.state import Job, QueueState, Worker
 from empd.result import JobError
@@ -133,6 +136,26 @@ def forgotten(state: QueueState, policy: Policy, now: Instant) -> list[Fact]:
     """What is past retention: sessions, keys, dead letters; a bounded number at a time. Looks only at what is due."""
     body = Forgotten(_silent(state, policy, now), _old_keys(state, policy, now), _old_deaths(state, policy, now))
     return [Fact(Kind.FORGOTTEN, body)] if body.sessions or body.keys or body.dead else []
+
+
+def unserved(room: WaitingRoom, policy: Policy, now: Instant) -> list[Fact]:
+    """Jobs that no configured worker can run any more, since the configuration was read anew, wait for it to be put
+    right, and not for ever: they become dead letters, a bounded number at a time."""
+    ends = Ends("", now.wall_ns)
+    left = _FORGET_MAX
+    for group in room.groups():
+        reason = unmatchable(group.service, group.requirements, policy) if group.waiting else ""
+        if not reason:
+            group.lost_ns = 0
+            continue
+        group.lost_ns = group.lost_ns or now.mono_ns
+        if now.mono_ns - group.lost_ns > policy.unmatchable_keep_ns:
+            error = JobError(FailureClass.UNMATCHABLE, reason[:REASON_CHARS_MAX])
+            jobs = {job.id: job for job in islice(group.all_waiting(), left)}
+            left -= len(jobs)
+            for job in jobs.values():
+                ends.add(job, Outcome.DEAD, error)
+    return ends.facts()
 
 
 def _silent(state: QueueState, policy: Policy, now: Instant) -> list[int]:

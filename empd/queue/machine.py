@@ -243,6 +243,7 @@ class Queue:
     def forget(self, now: Instant) -> None:
         """Retention; to be called now and then."""
         self.apply(deadlines.forgotten(self.state, self.policy, now), now)
+        self.apply(deadlines.unserved(self.room, self.policy, now), now)
         in_use = (
             {job.options.group.number for job in self.state.jobs.values()} if len(self.state.jobs) < 10_000 else None
         )

@@ -4,6 +4,7 @@ share them."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -73,7 +74,7 @@ class OptionsTable:
     def _verdict(self, spec: JobOptions) -> tuple[str, str]:
         if wrong := problem(spec):
             return FailureClass.INVALID_INPUT, wrong
-        lacking = unmatchable(spec, self.policy)
+        lacking = unmatchable(spec.service, spec.requirements, self.policy)
         return (FailureClass.UNMATCHABLE, lacking) if lacking else ("", "")
 
     def _intern(self, data: bytes, spec: JobOptions) -> Options:
@@ -135,17 +136,17 @@ def problem(spec: JobOptions) -> str:
     return matching.problem(spec.requirements) if spec.requirements else ""
 
 
-def unmatchable(spec: JobOptions, policy: Policy) -> str:
-    """Why no configured worker could ever run the job; empty when one could."""
-    if spec.service not in policy.services:
+def unmatchable(service: str, requirements: dict[str, Any] | None, policy: Policy) -> str:
+    """Why no configured worker could ever run such a job; empty when one could."""
+    if service not in policy.services:
         known = ", ".join(sorted(policy.services)) or "none"
-        return f"no worker is configured for service {spec.service!r}; configured: {known}"
-    classes = [worker for worker in policy.classes if spec.service in worker.services]
+        return f"no worker is configured for service {service!r}; configured: {known}"
+    classes = [worker for worker in policy.classes if service in worker.services]
     for worker in classes:
-        if worker.open_ended and matching.could_match(spec.requirements, worker.capabilities):
+        if worker.open_ended and matching.could_match(requirements, worker.capabilities):
             return ""
-        if matching.matches(spec.requirements, worker.capabilities):
+        if matching.matches(requirements, worker.capabilities):
             return ""
-    if not spec.requirements and classes:
+    if not requirements and classes:
         return ""
-    return f"no configured worker for {spec.service!r} meets the requirements {spec.requirements}"
+    return f"no configured worker for {service!r} meets the requirements {requirements}"

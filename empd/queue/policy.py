@@ -41,6 +41,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     session_keep_ns: int = 86_400 * NS_PER_S
     dead_keep_ns: int = 30 * 86_400 * NS_PER_S
     dead_jobs_max: int = 100_000
+    unmatchable_keep_ns: int = 86_400 * NS_PER_S
     max_crashes: int = 2
     max_host_losses: int = 3
     backoff_ns: int = NS_PER_S

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -33,7 +33,7 @@ GROUPS_IDLE_MAX = 10_000
 class Group:
     """Jobs that the same workers can run, in the order in which they came."""
 
-    __slots__ = ("early", "fifo", "number", "priority", "queues", "requirements", "service", "waiting")
+    __slots__ = ("early", "fifo", "lost_ns", "number", "priority", "queues", "requirements", "service", "waiting")
 
     def __init__(self, number: int, service: str, priority: int, requirements: dict[str, Any] | None) -> None:
         self.number = number
@@ -44,6 +44,12 @@ class Group:
         self.early: list[tuple[int, int, Job]] = []  # heap: those that came back, by (order, id)
         self.queues: list[AskQueue] = []
         self.waiting = 0
+        self.lost_ns = 0  # steady time since which no configured worker can run its jobs
+
+    def all_waiting(self) -> Iterator[Job]:
+        """Its waiting jobs."""
+        yield from (job for job in self.fifo if job.state is State.WAITING)
+        yield from (job for _, _, job in self.early if job.state is State.WAITING)
 
     def head(self) -> int | None:
         """The order of the first waiting job; None when there is none. Drops what no longer waits."""

@@ -7,9 +7,11 @@ from typing import Any, NoReturn
 from queue_world import ALPHA, Bench, alpha, policy
 
 from empd.clock import NS_PER_S
-from empd.job import State
+from empd.errors import FailureClass
+from empd.job import JobOptions, State
 from empd.lifecycle import Exit
 from empd.queue import deadlines
+from empd.queue.policy import ServicePolicy, WorkerClass
 
 HOUR_S = 3600.0
 
@@ -67,6 +69,63 @@ def test_dead_letters_go_in_the_order_of_their_deaths() -> None:
     forget(bench)
     assert list(bench.jobs) == ids[1:]
     assert bench.queue.state.dead == 2
+
+
+def reconfigured(bench: Bench, **changes: Any) -> None:
+    """The configuration is read anew: a broker with another policy takes over."""
+    bench.policy = policy(**{"unmatchable_keep_ns": int(HOUR_S) * NS_PER_S, **changes})
+    bench.kill_broker()
+
+
+def test_a_job_whose_workers_are_no_longer_configured_becomes_a_dead_letter_with_the_reason() -> None:
+    bench = Bench()
+    bench.say(alpha(requirements={"memory_gb": 8}), b"p", b"p")
+    bench.say(JobOptions(service="beta"))
+    first, second, other = bench.jobs
+    only_beta = {"services": {"beta": ServicePolicy()}, "classes": (WorkerClass(("beta",), {}),)}
+    reconfigured(bench, **only_beta)
+    forget(bench)
+    bench.advance(HOUR_S - 1)
+    forget(bench)
+    assert [bench.jobs[job_id].state for job_id in (first, second, other)] == [State.WAITING] * 3
+    bench.advance(2)
+    forget(bench)
+    for job_id in (first, second):
+        job = bench.jobs[job_id]
+        assert job.state is State.DEAD
+        assert job.extra is not None
+        assert job.extra.error is not None
+        assert job.extra.error.failure == FailureClass.UNMATCHABLE
+        assert "alpha" in job.extra.error.message
+    assert bench.jobs[other].state is State.WAITING
+    assert bench.queue.state.dead == 2
+    bench.check()
+    # Retried when the workers are configured again, it runs.
+    reconfigured(bench)
+    assert bench.queue.retry([first], bench.now) == [first]
+    bench.commit()
+    bench.workers.clear()
+    bench.start_worker("w1", 2, 0)
+    bench.claim("w1")
+    assert bench.jobs[first].state is State.ASSIGNED
+
+
+def test_a_configuration_that_is_put_right_in_time_ends_nothing() -> None:
+    bench = Bench()
+    bench.say(alpha(requirements={"memory_gb": 100}))
+    [job_id] = bench.jobs
+    small = {"classes": (WorkerClass(("alpha", "beta"), {"memory_gb": 24}, open_ended=False),)}
+    for _ in range(3):
+        reconfigured(bench, **small)
+        forget(bench)
+        bench.advance(HOUR_S * 0.9)
+        forget(bench)
+        bench.queue.options.replace_policy(policy(unmatchable_keep_ns=int(HOUR_S) * NS_PER_S))
+        forget(bench)
+        bench.queue.options.replace_policy(bench.policy)
+        bench.advance(HOUR_S * 0.9)
+        forget(bench)
+        assert bench.jobs[job_id].state is State.WAITING
 
 
 def test_of_too_many_dead_letters_the_oldest_go() -> None:
