@@ -105,6 +105,9 @@ class AzureStore:
         }
         try:
             self._service = self._make(options)
+        except ImportError:
+            reason = "no key and no sas is given, and the machine's identity needs: pip install 'empd[azure]'"
+            raise AssetFailed(FailureClass.AUTH, reason, upstream=True) from None
         except (ValueError, AzureError) as error:
             # Its message may quote the string that it could not read.
             reason = f"the account of container {self._account.container!r} is not usable: {type(error).__name__}"

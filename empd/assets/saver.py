@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import urllib.parse
 from collections.abc import Mapping
@@ -34,30 +35,42 @@ class Wishes(NamedTuple):
 
 
 class Saver:
-    """The assets of one service: where they go, and how they are called. `open` before the first job."""
+    """The assets of one service: where they go, how they are called. Opens its store for the first that is saved."""
 
     def __init__(self, config: AssetConfig, root: Path, free_bytes_min: int) -> None:
         self.config = config
-        self._store = _store(config, root, free_bytes_min)
+        self._place = (root, free_bytes_min)
         self._cdn: Cdn | None = None
+        self._opening = asyncio.Lock()
+        self._opened = False
 
-    @property
-    def provider(self) -> str:
-        """`azure` or `local`."""
-        return self._store.provider
+    @functools.cached_property
+    def store(self) -> Store:
+        """Where they go. Azure's client is large; a worker that saves nothing there does not carry it."""
+        return _store(self.config, *self._place)
 
     async def open(self) -> None:
-        """Makes ready, and sees that assets could be saved. Raises AssetFailed."""
-        await self._store.open()
-        await self._store.check()
+        """Makes ready, once, and sees that assets could be saved. Raises AssetFailed."""
+        async with self._opening:
+            if not self._opened:
+                await self.store.open()
+                try:
+                    await self.store.check()
+                except AssetFailed:
+                    await self.store.close()
+                    raise
+                self._opened = True
 
     async def check(self) -> None:
         """Raises AssetFailed when assets could not be saved now."""
-        await self._store.check()
+        await self.open()
+        await self.store.check()
 
     async def close(self) -> None:
         """Lets go of everything."""
-        await self._store.close()
+        if self._opened:
+            self._opened = False
+            await self.store.close()
         network, self._cdn = self._cdn, None
         if network is not None:
             await network.close()
@@ -66,7 +79,7 @@ class Saver:
         """The assets of one attempt. Raises AssetFailed when the payload wishes what cannot be."""
         wishes = self._wishes(payload)
         prefix = join(clean_folder(self.config.prefix, "assets.prefix"), wishes.prefix)
-        return JobAssets(self, self._store, Naming(prefix, mark, wishes.file_name), wishes.save)
+        return JobAssets(self, Naming(prefix, mark, wishes.file_name), wishes.save)
 
     async def cdn_url(self, name: str, size_bytes: int) -> str | None:
         """Where the CDN shows an asset, once it does (when `cdn_check` asks for that); None without a CDN."""
@@ -89,7 +102,7 @@ class Saver:
         ctx = payload.get("ctx")
         given = ctx if isinstance(ctx, dict) else {}
         save = payload.get("save_assets", given.get("save_assets", True)) is not False
-        ours = {"provider": self.provider, "bucket": self.config.container, "cdnUrl": self.config.cdn_url}
+        ours = {"provider": self.config.provider, "bucket": self.config.container, "cdnUrl": self.config.cdn_url}
         for key, value in ours.items():
             # The daemon's credentials must not write wherever a client says.
             if given.get(key) not in (None, "", value):
@@ -105,9 +118,8 @@ class Saver:
 class JobAssets:
     """One attempt's assets. Its result counts what it names; the rest goes (`settle`, `discard`)."""
 
-    def __init__(self, saver: Saver, store: Store, naming: Naming, keeps: bool) -> None:
+    def __init__(self, saver: Saver, naming: Naming, keeps: bool) -> None:
         self._saver = saver
-        self._store = store
         self._naming = naming
         self._keeps = keeps
         self._number = 0
@@ -128,9 +140,10 @@ class JobAssets:
         try:
             if not self._keeps:
                 return await self._measure(intake, output, name)
+            await self._saver.open()
             self._number += 1
             request = Request(self._naming, output, name, given, self._number)
-            stored = await self._store.put(intake, request)
+            stored = await self._saver.store.put(intake, request)
             # Known from here on, so that it is discarded should what follows fail.
             ref = AssetRef(
                 name=stored.name,
@@ -138,7 +151,7 @@ class JobAssets:
                 size_bytes=stored.size_bytes,
                 sha256=stored.sha256,
                 output=output,
-                provider=self._saver.provider,
+                provider=self._saver.config.provider,
                 url=stored.url,
             )
             self.saved[ref.name] = ref
@@ -151,12 +164,12 @@ class JobAssets:
 
     async def settle(self) -> int:
         """The attempt has succeeded: removes what earlier ones left. How many were removed. Raises AssetFailed."""
-        return await self._store.sweep(self._naming, self.saved.keys()) if self._keeps else 0
+        return await self._saver.store.sweep(self._naming, self.saved.keys()) if self.saved else 0
 
     async def discard(self) -> int:
         """The attempt does not count: removes what it saved, where nobody has replaced it. Raises AssetFailed."""
         mark = self._naming.mark
-        removed = await asyncio.gather(*(self._store.discard(name, mark) for name in self.saved))
+        removed = await asyncio.gather(*(self._saver.store.discard(name, mark) for name in self.saved))
         self.saved.clear()
         return sum(removed)
 
@@ -173,7 +186,6 @@ class JobAssets:
 def _store(config: AssetConfig, root: Path, free_bytes_min: int) -> Store:
     if config.provider == "local":
         return LocalStore(root, free_bytes_min)
-    # Azure's client is large; a worker that saves nothing there need not carry it.
     from empd.assets.azure import Account, AzureStore
 
     account = Account(

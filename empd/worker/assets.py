@@ -20,7 +20,7 @@ TIDY_S_MAX = 30.0
 
 
 class Storage:
-    """Where one service's files go. Opened by the first that saves something.
+    """Where one service's files go.
 
     When the store itself fails, `on_failure()` is called, and `problem` says why no job should be taken until it is
     well again. Services that save nothing never hear of it.
@@ -30,37 +30,20 @@ class Storage:
         log.redact.learn(config.secrets)
         self.on_failure: Callable[[], None] = lambda: None
         self._service = service
-        self._config = config
-        self._root = root
-        self._free_bytes_min = free_bytes_min
         self.log = log
-        self._saver: Saver | None = None
-        self._opening = asyncio.Lock()
+        self.saver = Saver(config, root, free_bytes_min)
         self._failing = False
 
     def attempt(self, context: Context) -> AttemptAssets:
         """The files of one attempt."""
         return AttemptAssets(self, context)
 
-    async def saver(self) -> Saver:
-        """The open store. Raises AssetFailed."""
-        async with self._opening:
-            if self._saver is None:
-                saver = Saver(self._config, self._root, self._free_bytes_min)
-                try:
-                    await saver.open()
-                except AssetFailed:
-                    await saver.close()
-                    raise
-                self._saver = saver
-            return self._saver
-
     async def problem(self) -> str:
         """Asks a store that failed whether it works again; empty when it does, or never failed."""
         if not self._failing:
             return ""
         try:
-            await (await self.saver()).check()
+            await self.saver.check()
         except AssetFailed as error:
             return f"assets: {self.log.redact(error.message)}"
         self._failing = False
@@ -75,9 +58,7 @@ class Storage:
 
     async def close(self) -> None:
         """Lets go of the store."""
-        saver, self._saver = self._saver, None
-        if saver is not None:
-            await saver.close()
+        await self.saver.close()
 
 
 class AttemptAssets:
@@ -96,9 +77,8 @@ class AttemptAssets:
             if self._job is None:
                 context = self._context
                 mark = Mark(context.instance, context.job.id, context.job.epoch)
-                saver = await self._storage.saver()
                 payload = await context.load()
-                self._job = self._job or saver.bind(mark, payload)
+                self._job = self._job or self._storage.saver.bind(mark, payload)
             return await self._job.save(content, output=output, name=name, metadata=metadata)
         except AssetFailed as error:
             self._storage.failed(error)

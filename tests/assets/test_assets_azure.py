@@ -34,7 +34,8 @@ async def saved(config: dict[str, Any], *contents: bytes, check: bool = True) ->
         if check:
             await saver.open()
         else:
-            await saver._store.open()  # the check would meet the same error first
+            await saver.store.open()
+            saver._opened = True  # the check would meet the same error first
         assets = saver.bind(MARK, None)
         return [await assets.save(content, output=index) for index, content in enumerate(contents)]
     finally:

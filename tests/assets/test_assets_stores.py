@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from conftest import Place
+from assets_places import Place
 
 from empd.asset import AssetFailed, AssetRef
 from empd.assets.content import BLOCK_BYTES

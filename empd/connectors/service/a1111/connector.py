@@ -89,10 +89,16 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
         return answer.value()
 
     async def tidy(self) -> None:
-        """What is done between two jobs."""
+        """What is done between two jobs. The job that is over has its result, whatever comes of this."""
         config = self.config
-        if config.unload_after_job or (0 < await self.vram_free_bytes() < config.vram_free_bytes_min):
-            await self.request("POST", "/sdapi/v1/unload-checkpoint", repeatable=True)
+        try:
+            unload = config.unload_after_job
+            if config.vram_free_bytes_min and not unload:
+                unload = 0 < await self.vram_free_bytes() < config.vram_free_bytes_min
+            if unload:
+                await self.request("POST", "/sdapi/v1/unload-checkpoint", repeatable=True)
+        except ConnectorError as error:
+            self.log.warning("unload_failed", reason=error.message)
 
     async def models(self) -> list[str]:
         """The model that is loaded, under each of its names."""
