@@ -125,7 +125,9 @@ def test_it_lists_its_scenarios() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_bench_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [*EMPD, "-s", "idle", "--place", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*EMPD, "-s", "idle", "--runs", "1", "--place", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     bench = psutil.Process(process.pid)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empd.bench import figures, histogram, machine
@@ -17,6 +17,7 @@ from empd.bench.figures import Figure, Target, median_of, percentile, rounded, s
 samples_of = st.lists(st.floats(0.001, 1e9), min_size=1)
 
 
+@settings(deadline=None)
 @given(samples_of, st.integers(1, 100))
 def test_a_percentile_is_a_sample_that_so_many_do_not_exceed(samples: list[float], percent: int) -> None:
     found = percentile(samples, percent)
@@ -30,12 +31,14 @@ def test_percentiles_of_a_hundred() -> None:
     assert [percentile(samples, percent) for percent in (1, 50, 99, 100)] == [1, 50, 99, 100]
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 1e9))
 def test_rounding_keeps_four_digits(value: float) -> None:
     assert math.isclose(rounded(value), value, rel_tol=0.0006)
     assert len(f"{rounded(value):g}".replace(".", "").lstrip("0").split("e")[0]) <= 6
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.001, 1e9), min_size=1, max_size=900))
 def test_a_line_keeps_so_many_samples_that_both_ends_are_there(samples: list[float]) -> None:
     kept = thinned(samples)
@@ -44,6 +47,7 @@ def test_a_line_keeps_so_many_samples_that_both_ends_are_there(samples: list[flo
     assert (min(kept), max(kept)) == (min(samples), max(samples))
 
 
+@settings(deadline=None)
 @given(st.integers(-50, 50), st.integers(-50, 50))
 def test_the_slope_of_a_line_is_its_slope(grown: int, begin: int) -> None:
     assert slope([(x, begin + grown * x) for x in (1, 2, 5)]) == pytest.approx(grown)
@@ -96,6 +100,7 @@ def test_a_line_is_plain_data() -> None:
     assert (line["scenario"], line["value"], line["bound"]) == ("throughput", 123457, "≥ 100,000")
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(1, 1e8), min_size=1, max_size=300))
 def test_a_histogram_keeps_three_digits_through_its_encoding(samples: list[float]) -> None:
     found = histogram.decoded(histogram.encoded(histogram.of(samples)))

@@ -7,7 +7,7 @@ import random
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empd.bench import verdict
@@ -18,6 +18,7 @@ runs = st.lists(times, min_size=1, max_size=12)
 pairs_of = st.lists(st.tuples(times, times), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(pairs_of)
 def test_an_interval_of_pairs_holds_its_ratio_and_only_ratios_that_were(pairs: list[tuple[float, float]]) -> None:
     found = of_pairs(pairs)
@@ -27,6 +28,7 @@ def test_an_interval_of_pairs_holds_its_ratio_and_only_ratios_that_were(pairs: l
     assert found.high in ratios
 
 
+@settings(deadline=None)
 @given(runs, runs)
 def test_an_interval_of_lists_holds_its_ratio(before: list[float], after: list[float]) -> None:
     found = of_lists(before, after)
@@ -34,6 +36,7 @@ def test_an_interval_of_lists_holds_its_ratio(before: list[float], after: list[f
     assert 0 <= found.coverage <= 1
 
 
+@settings(deadline=None)
 @given(pairs_of, st.integers(-3, 3))
 def test_ratios_scale_with_b(pairs: list[tuple[float, float]], power: int) -> None:
     factor = 2.0**power  # exact in floats
@@ -41,6 +44,7 @@ def test_ratios_scale_with_b(pairs: list[tuple[float, float]], power: int) -> No
     assert other[:3] == tuple(value * factor for value in one[:3])
 
 
+@settings(deadline=None)
 @given(runs, runs)
 def test_a_against_b_is_b_against_a_turned_over(before: list[float], after: list[float]) -> None:
     one, other = of_lists(before, after), of_lists(after, before)

@@ -42,7 +42,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     runs: int = 5
 
 
-QUICK = Size(jobs=1500, alone=50, runs=3)
+QUICK = Size(jobs=800, alone=30, runs=3)
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:

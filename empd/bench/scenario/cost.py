@@ -36,10 +36,19 @@ QUICK = Size(jobs=30_000, alone_jobs=200, runs=2)
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
     """`cost.<mode>.<process>` in µs of CPU for each job, `cost.<mode>.written` in bytes (journal by the broker, history
-    by the web process, sockets of stream type included)."""
+    by the web process, sockets of stream type included); `cost.history`, bytes that a finished job keeps on disk."""
     with Daemon(noop_mapping(), where.place) as daemon, daemon.client() as client:
-        for mode, batch in (("batch256", 256), ("single", 1), ("alone", 0)):
+        modes = {"batch256": 256, "single": 1, "alone": 0}
+        yield from _mode(daemon, client, size, "batch256", modes.pop("batch256"))
+        history = sum(path.stat().st_size for path in (daemon.state_dir / "state").glob("history.db*"))
+        finished = _warm_up(size.jobs) + size.runs * size.jobs
+        yield median_of("cost.history", "bytes", [history / finished], settings={"jobs": finished})
+        for mode, batch in modes.items():
             yield from _mode(daemon, client, size, mode, batch)
+
+
+def _warm_up(jobs: int) -> int:
+    return jobs // 5
 
 
 def _mode(daemon: Running, client: Client, size: Size, mode: str, batch: int) -> Iterator[Figure]:
@@ -53,7 +62,7 @@ def _mode(daemon: Running, client: Client, size: Size, mode: str, batch: int) ->
             for _ in range(count):
                 job_us(client, daemon.service, 100)
 
-    run(jobs // 5)
+    run(_warm_up(jobs))
     settle(client)
     spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
     written: dict[str, list[float]] = {"broker": [], "web": []}

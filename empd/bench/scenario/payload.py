@@ -55,7 +55,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     runs: int = 5
 
 
-QUICK = Size(payloads=(64 * 1024 + 1, MIB, 16 * MIB, 64 * MIB), bytes_per_run=16 * MIB, count_max=16, runs=3)
+QUICK = Size(payloads=(64 * 1024 + 1, MIB, 16 * MIB, 64 * MIB), bytes_per_run=16 * MIB, count_max=8, runs=3)
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
