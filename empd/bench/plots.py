@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from empd.bench.figures import Plot
+from empd.bench.figures import Plot, shown
 from empd.bench.running import BenchError
 
 Line = Mapping[str, Any]
@@ -80,8 +80,8 @@ def percentiles(title: str, curves: Mapping[str, Sequence[tuple[float, float]]])
     def paint(axes: Any) -> None:
         ticks = (50.0, 90.0, 99.0, 99.9, 99.99)
         for name, points in curves.items():
-            shown = [(1 / (1 - percent / 100), micros / 1e3) for percent, micros in points if percent < 100]
-            axes.plot(*zip(*shown, strict=True), marker="o", markersize=3, label=name)
+            places = [(1 / (1 - percent / 100), micros / 1e3) for percent, micros in points if percent < 100]
+            axes.plot(*zip(*places, strict=True), marker="o", markersize=3, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks([1 / (1 - tick / 100) for tick in ticks], [f"{tick:g} %" for tick in ticks])
@@ -169,7 +169,7 @@ def _rows(axes: Any, plot: Plot, series: Mapping[str, Sequence[Line]], categorie
         places = [categories.index(line["axes"][plot.x]) + (index + 0.5) * height - 0.4 for line in lines]
         axes.barh(places, [line["value"] for line in lines], height, label=name)
         for place, line in zip(places, lines, strict=True):
-            axes.annotate(f" {line['value']:,.4g}", (line["value"], place), va="center", fontsize=7)
+            axes.annotate(f" {shown(line['value'])}", (line["value"], place), va="center", fontsize=7)
     axes.set_yticks(range(len(categories)), categories)
     axes.invert_yaxis()
     axes.margins(x=0.12)

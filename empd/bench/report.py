@@ -39,7 +39,7 @@ p, ul { max-width: 62rem; } .dim { color: var(--dim); } nav a { margin-right: .9
 th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; } .n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 nowrap; } .name { font-family: ui-monospace, monospace; font-size: .82rem; white-space: nowrap; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; margin: .8rem 0; }
+.plots { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; margin: .8rem 0; }
 .plots figure { margin: 0; padding: .5rem; background: var(--card); border-radius: .5rem; flex: 0 1 35rem; }
 .plots svg { width: 100%; height: auto; display: block; }
 .verdict { padding: .05rem .5rem; border-radius: 1rem; font-size: .8rem; white-space: nowrap; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import threading
@@ -68,6 +69,18 @@ class Running:
         """HOST:PORT of its API."""
         return (self.runtime_dir / "http").read_text().strip()
 
+    def picture(self) -> dict[str, Any]:
+        """What `/v1/status` says. Raises BenchError where nobody answers."""
+        connection = http.client.HTTPConnection(self.http_address, timeout=LIMIT_S)
+        try:
+            connection.request("GET", "/v1/status")
+            found: dict[str, Any] = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise BenchError(f"no web process answers at http://{self.http_address}: {error}") from None
+        finally:
+            connection.close()
+        return found
+
     def _supervisor(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.runtime_dir / "supervisor.json").read_text())
         return found
@@ -102,9 +115,9 @@ class Running:
         used = {kind: sum(map(processes.cpu_s, pids)) for kind, pids in self.pids().items()}
         return {**used, "client": processes.cpu_s(os.getpid())}
 
-    def pss_bytes(self) -> float:
-        """Memory of all its processes, shared pages counted once."""
-        return sum(processes.memory(pid).pss for pids in self.pids().values() for pid in pids)
+    def pss_bytes(self) -> dict[str, float]:
+        """Memory by kind of process, shared pages counted once in all."""
+        return {kind: sum(processes.memory(pid).pss for pid in pids) for kind, pids in self.pids().items()}
 
 
 def per_job_us(before: dict[str, float], after: dict[str, float], jobs: int) -> dict[str, float]:

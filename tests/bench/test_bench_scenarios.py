@@ -188,7 +188,7 @@ def test_the_backlog_waits_while_others_are_served(where: Where) -> None:
         client.operate("drain", parked)
         backlog.fill(daemon, 700, 100)
         assert latency.job_us(client, "noop", 100) > 0
-        backlog.settle(client)
+        backlog.settle(daemon)
         assert client.status()["services"]["parked"]["waiting"] == 700
 
 

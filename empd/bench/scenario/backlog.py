@@ -16,7 +16,7 @@ from empd.bench import processes
 from empd.bench.daemon import Daemon, Where, mapping_of
 from empd.bench.figures import Figure, Plot, Target, median_of, percentile
 from empd.bench.processes import Memory
-from empd.bench.running import Running, wait_until
+from empd.bench.running import Running, rest, wait_until
 from empd.bench.scenario.latency import job_us
 from empd.client import Client
 
@@ -28,6 +28,7 @@ TARGETS_FROM = 100_000
 """With fewer waiting, what the broker holds anyhow is not yet spread over many: the bound is for many."""
 
 _SETTLED_ROWS = 100
+_LOOK_INTERVAL_S = 0.02
 _SETTLE_TIMEOUT_S = 300.0
 PLOTS = (
     Plot("Broker memory of each waiting job, beyond its payload", "waiting", where={"of": "memory"}, log_x=True),
@@ -58,13 +59,13 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
             _drain(client)
             fill(daemon, FEW, size.payload_bytes)
             _warm_up(client, size)
-            settle(client)
+            settle(daemon)
         before, journal_bytes = _memory(many), _journal_bytes(many_client)
         waiting = FEW
         for total in size.waiting:
             fill(many, total - waiting, size.payload_bytes)
             waiting = total
-            settle(many_client)
+            settle(many)
             grown = (_journal_bytes(many_client) - journal_bytes) / (total - FEW)
             yield _memory_figure(before, _memory(many), total, {**settings, "journal_bytes_per_job": grown})
             for client in (few_client, many_client):
@@ -94,13 +95,20 @@ def fill(daemon: Running, count: int, payload_bytes: int) -> None:
         client.flush(_SETTLE_TIMEOUT_S)
 
 
-def settle(client: Client) -> None:
-    """Returns when history has read what the journal holds: nothing of the filling is left to be done."""
+def settle(daemon: Running) -> None:
+    """Returns when history has read what the journal holds: nothing of what was done is left to be written.
+
+    Where it is, is what it says of itself, which counts ended jobs only, or what it told the broker, which is one frame
+    behind: whichever is further.
+    """
 
     def read() -> bool:
-        status = client.status()
-        read_to = min(status["consumers"].values(), default=0)
-        return bool(status["journal"]["last_seq"] - read_to < _SETTLED_ROWS)
+        rest(_LOOK_INTERVAL_S)
+        found = daemon.picture()
+        if found["broker"] is None:
+            return False
+        read_to = max(found["history"]["through_seq"], found["broker"]["consumers"].get("history", 0))
+        return bool(found["broker"]["journal"]["last_seq"] - read_to < _SETTLED_ROWS)
 
     wait_until(read, "history to read the journal", _SETTLE_TIMEOUT_S)
 

@@ -63,7 +63,7 @@ def _mode(daemon: Running, client: Client, size: Size, mode: str, batch: int) ->
                 job_us(client, daemon.service, 100)
 
     run(_warm_up(jobs))
-    settle(client)
+    settle(daemon)
     spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
     written: dict[str, list[float]] = {"broker": [], "web": []}
     pids = {kind: daemon.pids()[kind][0] for kind in written}
@@ -71,7 +71,7 @@ def _mode(daemon: Running, client: Client, size: Size, mode: str, batch: int) ->
         before = daemon.cpu_s()
         wrote = {kind: processes.written_bytes(pid) for kind, pid in pids.items()}
         run(jobs)
-        settle(client)  # what was put off belongs to these jobs
+        settle(daemon)  # what was put off belongs to these jobs
         used = per_job_us(before, daemon.cpu_s(), jobs)
         for kind, samples in spent.items():
             samples.append(used[f"{kind}_cpu_us_per_job"])

@@ -112,7 +112,7 @@ def _backlog(size: Size, where: Where) -> Iterator[Figure]:
         for waiting in size.waiting:
             fill(daemon, waiting - before, 100)
             before = waiting
-            settle(client)
+            settle(daemon)
             runs = [median(job_us(client, "noop", 100) for _ in range(size.timed_jobs)) for _ in range(size.runs)]
             yield median_of(f"growth.backlog.{waiting}", "µs", runs, axes={"waiting": waiting})
 
@@ -123,6 +123,7 @@ def _memory(size: Size, where: Where) -> Iterator[Figure]:
         load.run(size.jobs)  # what is made once and kept is there from now on
         for done in range(1, size.rounds + 1):
             load.run(size.jobs)
-            settle(client)
-            held = daemon.pss_bytes() / (1 << 20)
-            yield median_of(f"growth.memory.{done}", "MiB", [held], axes={"finished": done * size.jobs})
+            settle(daemon)
+            held = {f"{kind}_mib": used / (1 << 20) for kind, used in daemon.pss_bytes().items()}
+            axes = {"finished": done * size.jobs}
+            yield median_of(f"growth.memory.{done}", "MiB", [sum(held.values())], axes=axes, details=held)

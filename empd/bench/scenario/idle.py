@@ -47,7 +47,7 @@ def _worker_memory(daemon: Daemon, settings: dict[str, Any]) -> Figure:
     details = {
         "rss_mib": median([info.rss / _MIB for info in found]),
         "pss_mib": median([info.pss / _MIB for info in found]),
-        "daemon_pss_mib": daemon.pss_bytes() / _MIB,
+        "daemon_pss_mib": sum(daemon.pss_bytes().values()) / _MIB,
     }
     return median_of("memory.worker", "MiB", uss, target=MEMORY_TARGET, details=details, settings=settings)
 

@@ -7,6 +7,7 @@ write a new file, read it back, checksum (on tmpfs; on the disk with fdatasync).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -62,17 +63,22 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
     """`payload.<way>.<bytes>` in MiB/s, the ratios of volatile blobs to the bare write and to the sockets, and what a
     job costs the broker, in µs and by its slope."""
     broker: list[tuple[float, float]] = []
-    # Volatile blobs and sockets are compared where neither waits for a disk.
+    # Volatile blobs and sockets are compared where neither waits for a disk; each has a daemon of its own, so that what
+    # one puts off (trimming of inline payloads) is not charged to the other.
     with (
-        Daemon(noop_mapping(1), where.place, durability="memory") as fast,
-        Daemon(noop_mapping(1), where.place) as safe,
-        fast.client() as fast_client,
-        safe.client() as safe_client,
+        Daemon(noop_mapping(1), where.place, durability="memory") as volatile,
+        Daemon(noop_mapping(1), where.place, durability="memory") as sockets,
+        Daemon(noop_mapping(1), where.place) as durable,
+        contextlib.ExitStack() as stack,
     ):
+        ends = {
+            name: (daemon, stack.enter_context(daemon.client()))
+            for name, daemon in (("volatile", volatile), ("sockets", sockets), ("durable", durable))
+        }
         for payload_bytes in size.payloads:
             if shutil.disk_usage(SHM).free < COPIES_AT_ONCE * payload_bytes:
                 continue  # a container's /dev/shm may be small; the figure is left out, never made of swapping
-            ways = Ways((fast, fast_client), (safe, safe_client), os.urandom(payload_bytes), where.place)
+            ways = Ways(ends, os.urandom(payload_bytes), where.place)
             count = max(1, min(size.count_max, size.bytes_per_run // payload_bytes))
             rates, broker_us = ways.measure(count, size.runs)
             broker.append((payload_bytes / MIB, median(broker_us)))
@@ -86,15 +92,10 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
 class Ways:
     """One payload's ways from here to where it has been read and verified."""
 
-    def __init__(self, fast: tuple[Daemon, Client], safe: tuple[Daemon, Client], payload: bytes, place: str) -> None:
-        self._fast, self._client = fast
-        self._safe_client = safe[1]
+    def __init__(self, ends: dict[str, tuple[Daemon, Client]], payload: bytes, place: str) -> None:
+        self._ends = ends
         self._payload = payload
         self._place = place
-        self._arenas = {
-            name: Arena(daemon.state_dir / "state" / "spool", daemon.volatile_dir)
-            for name, daemon in (("fast", fast[0]), ("safe", safe[0]))
-        }
         self._ways: dict[str, Callable[[], None]] = {
             "bare_tmpfs": lambda: self._bare(str(SHM), sync=False),
             "volatile": self._volatile,
@@ -108,7 +109,7 @@ class Ways:
         """(MiB/s of each way, one for each run; µs of broker CPU for each volatile job)."""
         rates: dict[str, list[float]] = {way: [] for way in self._ways}
         broker_us: list[float] = []
-        pid = self._fast.child("broker").pid
+        pid = self._ends["volatile"][0].child("broker").pid
         for way in self._ways.values():
             way()
         for _ in range(runs):
@@ -132,27 +133,32 @@ class Ways:
                 raise BenchError(f"{directory} gave back other bytes than were written")
 
     def _volatile(self) -> None:
-        arena = self._arenas["fast"]
-        ref = arena.put(self._payload, durable=False, encoding="bytes")
-        self._client.submit("noop", ref).result(TIMEOUT_S)
-        arena.remove(ref.id)
+        self._as_blob("volatile", durable=False)
 
     def _durable(self) -> None:
-        arena = self._arenas["safe"]
-        ref = arena.put(self._payload, durable=True, encoding="bytes")
-        self._safe_client.submit("noop", ref).result(TIMEOUT_S)
-        arena.remove(ref.id)
+        self._as_blob("durable", durable=True)
+
+    def _as_blob(self, name: str, durable: bool) -> None:
+        arena = self._arena(name)
+        ref = arena.put(self._payload, durable=durable, encoding="bytes")
+        self._ends[name][1].submit("noop", ref).result(TIMEOUT_S)
+        arena.remove(ref.id)  # the daemon would keep it for a while, and memory is what is measured here
+
+    def _arena(self, name: str) -> Arena:
+        daemon = self._ends[name][0]
+        return Arena(daemon.state_dir / "state" / "spool", daemon.volatile_dir)
 
     def _inline(self) -> None:
         view = memoryview(self._payload)
         parts = (view[start : start + INLINE_BYTES_MAX] for start in range(0, len(view), INLINE_BYTES_MAX))
-        jobs = self._client.submit_many("noop", parts)
+        jobs = self._ends["sockets"][1].submit_many("noop", parts)
         deque(jobs.as_completed(TIMEOUT_S), maxlen=0)
         if any(job.failure() for job in jobs):
             raise BenchError("a job with an inline payload did not complete")
 
     def _http(self) -> None:
-        connection = http.client.HTTPConnection(self._fast.http_address, timeout=TIMEOUT_S)
+        daemon, client = self._ends["sockets"]
+        connection = http.client.HTTPConnection(daemon.http_address, timeout=TIMEOUT_S)
         try:
             connection.request("POST", "/v1/blobs", self._payload, {"Content-Type": "application/octet-stream"})
             answer = connection.getresponse()
@@ -162,8 +168,8 @@ class Ways:
         if answer.status >= 300:
             raise BenchError(f"/v1/blobs answers {answer.status}: {body}")
         ref = BlobRef(body["blob"], len(self._payload), zlib.crc32(self._payload))
-        self._client.submit("noop", ref).result(TIMEOUT_S)
-        self._arenas["fast"].remove(ref.id)
+        client.submit("noop", ref).result(TIMEOUT_S)
+        self._arena("sockets").remove(ref.id)
 
 
 def _write(descriptor: int, data: bytes) -> None:
