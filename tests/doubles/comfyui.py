@@ -110,6 +110,7 @@ class ComfyUIDouble:
         self.token = token
         self.tls = tls
         self.history_delay_s = 0.002
+        self.connections = 0
         self.deaf = False
         """Sends no messages any more, as after the reconnect trap."""
         self.forgetful = False
@@ -258,6 +259,7 @@ class ComfyUIDouble:
         else:
             sid = uuid.uuid4().hex
         self.sockets[sid] = socket
+        self.connections += 1
         self.features[sid] = {}
         self.counts.sockets_max = max(self.counts.sockets_max, len(self.sockets))
         try:

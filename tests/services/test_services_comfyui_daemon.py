@@ -130,6 +130,7 @@ def test_a_worker_that_dies_leaves_a_prompt_that_its_successor_takes_up(cluster:
 
 
 def test_cancel_stops_the_prompt_and_no_other(cluster: Cluster) -> None:
+    wait_until(lambda: all(not s["reason"] for s in services(cluster.box)), "both workers to be well")
     with cluster.box.client() as client:
         jobs = list(client.submit_many("comfyui", [sleeping(2.0, steps=100, color=color) for color in (201, 202)]))
         gpus = {cluster.started_on(job.id): job for job in jobs}

@@ -25,7 +25,7 @@ from empd.connectors.failures import (
 )
 from empd.connectors.service.comfyui import listener
 from empd.connectors.service.comfyui.connector import ComfyUIConnector
-from empd.job import Cause
+from empd.job import Cause, format_id
 from tests.doubles.comfyui import ComfyUIDouble
 
 Body = Callable[[ComfyUIDouble, ComfyUIConnector], Awaitable[None]]
@@ -51,10 +51,10 @@ async def running(server: ComfyUIDouble, job: Attempt) -> str:
 
     def prompt_id() -> str:
         assert not job.task.done(), job.task.exception()
-        return server.running.prompt_id if server.running and server.sockets else ""
+        found = server.running.prompt_id if server.running and job.port.fractions else ""
+        return found if f"-{format_id(job.context.job_id)}-" in found else ""
 
-    await until(lambda: job.port.fractions and prompt_id(), "the prompt to run")
-    return prompt_id()
+    return await until(prompt_id, "the prompt to run")
 
 
 # --- progress and previews -------------------------------------------------------------------------------------------
@@ -285,8 +285,8 @@ def test_a_restart_in_mid_prompt_is_a_loss_and_not_an_end() -> None:
     async def run() -> None:
         async with ComfyUIDouble() as server, opened(server.url) as connector:
             job = Attempt(connector, sleeping(20, 800, color=1))
-            waiting = Attempt(connector, sleeping(20, 800, color=2), job_id=8)
             await running(server, job)
+            waiting = Attempt(connector, sleeping(20, 800, color=2), job_id=8)
             await until(lambda: len(server.queue) == 1, "the second prompt to wait")
             await server.restart(down_s=0.3)
             with pytest.raises(ProcessCrashed, match="lost the prompt while it ran"):
@@ -439,6 +439,29 @@ def test_a_prompt_at_another_instance_is_taken_up_there() -> None:
             assert (one.counts.submissions.total(), two.counts.submissions.total()) == (1, 0)
 
     asyncio.run(run())
+
+
+def test_a_connection_that_the_server_has_forgotten_is_made_anew() -> None:
+    """A socket of the same client is closed after the successor's was opened: the server forgets both."""
+
+    async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
+        graph = sleeping(3.0, 300)
+        job = Attempt(connector, graph)
+        prompt_id = await running(server, job)
+        await job.stop("drain")
+        with pytest.raises(ConnectorError):
+            await job.value()
+        await until(lambda: not server.sockets, "the old connection to be gone")
+        async with aiohttp.ClientSession() as session:
+            ghost = await session.ws_connect(f"{server.url}/ws?clientId={prompt_id}")
+            again = Attempt(connector, graph, epoch=1 << 33, attempt=2, checkpoint=job.context.last_checkpoint)
+            await until(lambda: server.connections == 3, "the successor to connect")
+            await ghost.close()
+        await until(lambda: len(set(again.port.fractions)) > 3, "progress to be heard again")
+        assert (await again.value())["adopted"]
+        assert 4 <= server.connections <= 6
+
+    against_the_double(body)
 
 
 def test_of_several_left_prompts_one_is_taken_up_and_the_others_go() -> None:

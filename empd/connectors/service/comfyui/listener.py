@@ -29,6 +29,11 @@ HEARD_S_MAX = 5.0
 MESSAGE_BYTES_MAX = 256 << 20
 """`SaveImageWebsocket` sends whole images."""
 
+END_S_MAX = 2.0
+"""The last messages of a prompt that has ended come within this, where they come at all."""
+
+RENEWALS_MAX = 3
+
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 Heard = Message | Picture | NodeText
@@ -45,6 +50,10 @@ class Listener:
         self.look = asyncio.Event()
         self.succeeded = False
         self.started = False
+        self._ended = asyncio.Event()
+        self._quiet = False
+        self._renewals = 0
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
         self.outputs: dict[str, Any] = {}
         self._http = http
         self._url = f"{url}/ws"
@@ -65,6 +74,21 @@ class Listener:
             self._task.cancel()
             await asyncio.wait((self._task,))
 
+    async def heard_all(self) -> None:
+        """The prompt has ended: returns when its last message is there, if this connection has told of it at all."""
+        if self.started and self._socket is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S_MAX):
+                    await self._ended.wait()
+
+    async def renew(self) -> None:
+        """A prompt runs. When nothing was heard of it since the last call, the server may have taken the close of an
+        earlier connection of this client for that of this one: closes it, and another follows."""
+        quiet, self._quiet = self._quiet, True
+        if quiet and self._socket is not None and self._renewals < RENEWALS_MAX:
+            self._renewals += 1
+            await self._socket.close()
+
     async def _listen(self) -> None:
         """Until it is cancelled. Without a connection the prompt is still looked for; only its progress is not seen."""
         config = self._http.config
@@ -79,10 +103,13 @@ class Listener:
                     max_msg_size=MESSAGE_BYTES_MAX,
                     proxy=config.proxy or None,
                 ) as socket:
+                    self._socket = socket
                     await socket.send_str(FEATURES)
                     await self._hear(socket)
             except (aiohttp.ClientError, OSError, TimeoutError):
                 pass  # whether the prompt is lost with the connection, the queue will say
+            self._socket = None
+            self._ended.set()
             self.look.set()
             failures += 1
             if failures >= len(RECONNECT_S):
@@ -96,6 +123,7 @@ class Listener:
                 self._connected.set()
                 message = read(frame.data)
                 if message is not None and self._is_ours(message):
+                    self._quiet = self._quiet and isinstance(message, Message) and message.kind == "status"
                     if isinstance(message, Message):
                         self._note(message)
                     self._on_heard(message)
@@ -116,3 +144,5 @@ class Listener:
             kind == "executing" and data.get("node") is None and message.prompt_id == self._prompt_id
         ):
             self.look.set()
+        if kind == "executing" and data.get("node") is None and message.prompt_id == self._prompt_id:
+            self._ended.set()

@@ -135,6 +135,7 @@ class Prompt:
                 continue
             self.over = place in (Place.ENDED, Place.UNKNOWN)
             if entry is not None:
+                await listener.heard_all()
                 return entry
             self._ran = self._ran or listener.started or place is Place.RUNNING
             if place is Place.UNKNOWN:
@@ -143,7 +144,8 @@ class Prompt:
                 await self._leave()
             elif place is Place.PENDING:
                 context.progress(context.fraction, f"waits at ComfyUI, {ahead} before it")
-            await self._wait(listener)
+            if not await self._wait(listener) and self.adopted and place is Place.RUNNING:
+                await listener.renew()
 
     async def _leave(self) -> None:
         """The job is to stop, and the prompt is still there."""
@@ -164,14 +166,14 @@ class Prompt:
             raise ProcessCrashed("ComfyUI has lost the prompt while it ran: it was restarted, or its process died")
         raise ServiceUnavailable("ComfyUI has lost the prompt before it ran: it was restarted, or its queue cleared")
 
-    async def _wait(self, listener: Listener) -> None:
-        """Until there is a reason to look."""
+    async def _wait(self, listener: Listener) -> bool:
+        """Until there is a reason to look; False when time alone is one."""
         limit_s = STOP_POLL_S if self._context.cancelled else self._pace.poll_interval_s
         try:
             async with asyncio.timeout(limit_s):
-                await listener.look.wait()
+                return await listener.look.wait()
         except TimeoutError:
-            return
+            return False
 
 
 async def earlier_prompt(server: Server, stem: str, handle_id: str, context: Context) -> str | None:
