@@ -12,7 +12,7 @@ from empd.cli.codes import ExitCode
 from empd.cli.commands import Suggesting
 from empd.errors import ConfigError
 from empd.mapping import Mapping
-from empd.settings import SETTINGS, load_with_sources, plain
+from empd.settings import SETTINGS, Settings, load_with_sources, plain
 
 _FILES = [
     click.option("--config", type=click.Path(path_type=Path), help="The settings file."),
@@ -37,31 +37,43 @@ def _flags(config: Path | None, mapping: Path | None) -> dict[str, Any]:
 
 @config.command()
 @_files
+@click.option(
+    "--ask", is_flag=True, help="Also ask services that run elsewhere whether they can be reached, and take jobs."
+)
+@click.option("--strict", is_flag=True, help="Exit code 1 also when something is only missing on this box.")
 @options.as_json
-def check(config: Path | None, mapping: Path | None, json_output: bool) -> int:
-    """Check settings and service mapping; every problem is told at once."""
+def check(config: Path | None, mapping: Path | None, ask: bool, strict: bool, json_output: bool) -> int:
+    """Check settings and service mapping; every problem is told at once, and what this box lacks for them: variables,
+    GPUs, modules and extras of connectors, programs of servers that empd runs."""
+    from empd.cli import box
+
     problems: list[str] = []
     found: Path | None = mapping
+    settings: Settings | None = None
     try:
-        found = load_with_sources(_flags(config, mapping)).settings.mapping
+        settings = load_with_sources(_flags(config, mapping)).settings
+        found = settings.mapping
     except ConfigError as error:
         problems += error.problems
     # A wrong settings file must not hide what is wrong in the mapping.
-    summary = ""
+    services: Mapping | None = None
     if found is None or found.exists():
         try:
             services = Mapping.load(found)
-            summary = f"{len(services.workers)} worker types, {len(services.services)} services"
         except ConfigError as error:
             problems += error.problems
+    missing = [] if settings is None or services is None else box.lacks(services, settings, ask=ask)
+    told = [f"{lack.place}: {lack.text}" for lack in missing]
     if json_output:
-        output.print_json({"ok": not problems, "problems": problems, "mapping": str(found) if found else None})
-    elif problems:
-        for problem in problems:
-            print(problem)
+        body = {"ok": not problems, "problems": problems, "missing": told, "mapping": str(found) if found else None}
+        output.print_json(body)
     else:
-        print(f"ok: {summary} in {found or 'the embedded mapping'}")
-    return ExitCode.FAILED if problems else ExitCode.OK
+        if services is not None and not problems:
+            counts = f"{len(services.workers)} worker types, {len(services.services)} services"
+            print(f"ok: {counts} in {found or 'the embedded mapping'}")
+        for line in (*problems, *(f"missing here: {each}" for each in told)):
+            print(line)
+    return ExitCode.FAILED if problems or (strict and missing) else ExitCode.OK
 
 
 @config.command()
