@@ -70,7 +70,9 @@ class AssetConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be shown."""
-        return tuple(value for value in (self.key, self.sas, self.connection_string) if value)
+        parts = (part.partition("=")[::2] for part in self.connection_string.split(";"))
+        inner = [value for name, value in parts if name in ("AccountKey", "SharedAccessSignature")]
+        return tuple(value for value in (self.key, self.sas.lstrip("?"), self.connection_string, *inner) if value)
 
     def problem(self) -> tuple[str, str] | None:
         """The field, and what is wrong with it beside the others; None: nothing."""
