@@ -195,6 +195,7 @@ class Connector:
             self.may_start = not isinstance(error, ConnectorError) or error.retry
             self.reason = describe(error)
             return False
+        self._state = ConnectorState.WAITING_FOR_SERVICE  # open: who stops it during its first probe has to close it
         return await self.probe()
 
     async def probe(self) -> bool:

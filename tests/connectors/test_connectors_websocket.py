@@ -31,6 +31,7 @@ from websockets.server import ServerProtocol
 
 from empd.connectors.base import ConnectorState, Site
 from empd.connectors.failures import AuthFailed, ConnectorError, RateLimited, ServiceTimeout, ServiceUnavailable
+from empd.connectors.protocol.asking import AskingConnector
 from empd.connectors.protocol.correlation import MessageType
 from empd.connectors.protocol.dialect import RUNNING, UNKNOWN, Answer, Standing
 from empd.connectors.protocol.link import LinkState
@@ -213,6 +214,55 @@ def test_after_a_loss_each_job_is_asked_for(answer: Answer | None, result: Any) 
                     await job
             assert server.ids("job") == [key]
             assert server.ids("cancel") == []  # the next attempt takes it up
+
+    asyncio.run(run())
+
+
+class Asking(Plain, AskingConnector):
+    """Asks by message; whatever is said of the job is an answer."""
+
+
+def test_a_question_that_went_down_with_its_connection_does_not_end_a_job_that_the_next_one_found() -> None:
+    async def cut(server: Peer, connection: ServerConnection, message: dict[str, Any]) -> None:
+        if message["type"] == "query" and len(server.connections) == 1:
+            connection.transport.abort()
+        elif message["type"] == "query":
+            await send(connection, type="job_progress", id=message["id"], fraction=0.3)
+
+    async def run() -> None:
+        async with peer(cut) as server, opened(Asking, server.url, message_timeout_s=0.05) as connector:
+            context = context_of(1)
+            key = connector.job_id_of(context)
+            job = asyncio.create_task(run_job(connector, context))
+            # The question of the silent job is lost, that of the greeting answered; the job then asks once more.
+            await until(lambda: len(server.connections) == 2 and len(server.ids("query")) >= 3)
+            await send(server.connections[1], type="job_complete", id=key, result="late")
+            assert await job == "late"
+            assert server.ids("job") == [key]
+
+    asyncio.run(run())
+
+
+def test_a_question_without_an_answer_fails_no_job_that_was_found_on_another_connection() -> None:
+    class Slow(Resuming):
+        async def query_job(self, job_id: str, context: Any) -> Answer:
+            self.asked.append(job_id)
+            if len(self.asked) > 1:
+                return RUNNING
+            server.connections[0].transport.abort()
+            await until(lambda: len(self.asked) > 1)
+            raise ServiceUnavailable("asked on a connection that is gone")
+
+    server: Peer
+
+    async def run() -> None:
+        nonlocal server
+        async with peer(takes) as server, opened(Slow, server.url, message_timeout_s=0.05) as connector:
+            context = context_of(1)
+            job = asyncio.create_task(run_job(connector, context))
+            await until(lambda: len(connector.asked) >= 3)
+            await send(server.connections[1], type="job_complete", id=connector.job_id_of(context), result="late")
+            assert await job == "late"
 
     asyncio.run(run())
 
@@ -476,6 +526,45 @@ def test_what_is_left_at_a_service_when_its_connection_breaks_is_cancelled_on_th
             with pytest.raises(ServiceUnavailable):
                 await run_job(connector, context)
             await until(lambda: server.ids("cancel") == [connector.job_id_of(context)])
+
+    asyncio.run(run())
+
+
+def test_a_cancel_while_there_is_no_connection_reaches_the_service_on_the_next() -> None:
+    away = {**SOON, "base_s": 0.5, "cap_s": 0.5}
+
+    async def run() -> None:
+        async with peer(takes) as server, opened(Cancelling, server.url, reconnect=away) as connector:
+            context = context_of(1)
+            job = asyncio.create_task(run_job(connector, context))
+            await until(lambda: server.got)
+            server.connections[0].transport.abort()
+            await until(lambda: connector.socket.state is LinkState.WAITING)
+            await cancelled(connector, context, job)
+            await until(lambda: server.ids("cancel") == [connector.job_id_of(context)])
+            assert len(server.connections) == 2
+
+    asyncio.run(run())
+
+
+def test_a_connector_that_is_stopped_during_its_first_probe_leaves_no_connection() -> None:
+    async def run() -> None:
+        release = asyncio.Event()
+
+        async def stalls(connection: ServerConnection, request: Request) -> None:
+            await release.wait()
+
+        async with peer(takes, process_request=stalls) as server:
+            connector = Plain(Plain.Config(url=server.url), Site())
+            before = asyncio.all_tasks()
+            starting = asyncio.create_task(connector.start())
+            await until(lambda: connector.socket.state is LinkState.CONNECTING)
+            starting.cancel()
+            await asyncio.wait((starting,))
+            await connector.stop()
+            release.set()
+            assert connector.state is ConnectorState.OFFLINE
+            assert not [task for task in asyncio.all_tasks() - before if "_keep" in repr(task)]
 
     asyncio.run(run())
 

@@ -22,7 +22,7 @@ class AskingConnector(WebSocketConnector, Resumable):
 
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         super().__init__(config, site)
-        self._asked: dict[str, asyncio.Future[Answer]] = {}
+        self._asked: dict[str, set[asyncio.Future[Answer]]] = {}
 
     def build_query_message(self, job_id: str) -> Any:
         """The message that asks for a job."""
@@ -33,9 +33,13 @@ class AskingConnector(WebSocketConnector, Resumable):
         return False
 
     async def query_job(self, job_id: str, context: Context) -> Answer:
-        """Asks, and waits for the first message about the job. An end among them takes its own way to the job."""
+        """Asks, and waits for the first message about the job. An end among them takes its own way to the job.
+
+        A new connection asks for a job while the question on the lost one still waits: one answer is for both.
+        """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._asked[job_id] = answer
+        askers = self._asked.setdefault(job_id, set())
+        askers.add(answer)
         try:
             await self.send(self.build_query_message(job_id))
             async with asyncio.timeout(self.query_timeout_s):
@@ -43,11 +47,13 @@ class AskingConnector(WebSocketConnector, Resumable):
         except TimeoutError:
             raise ServiceUnavailable(f"no answer about the job within {self.query_timeout_s:g} s") from None
         finally:
-            del self._asked[job_id]
+            askers.discard(answer)
+            if not askers:
+                del self._asked[job_id]
 
     def on_message(self, message: Any, size: int) -> None:
         """Settles the question that a message answers, beside its usual way."""
         super().on_message(message, size)
-        answer = self._asked.get(self.extract_job_id(message) or "") if self._asked else None
-        if answer is not None and not answer.done():
-            answer.set_result(UNKNOWN if self.says_unknown(message) else RUNNING)
+        for answer in self._asked.get(self.extract_job_id(message) or "", ()) if self._asked else ():
+            if not answer.done():
+                answer.set_result(UNKNOWN if self.says_unknown(message) else RUNNING)

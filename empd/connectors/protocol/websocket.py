@@ -73,7 +73,10 @@ class WebSocketConnector(SocketService):
         confirms = False
         if run.owed and run.named and self._is_for_good(context):
             run.owed = False
-            confirms = await self.cancel_upstream(run.key)
+            try:
+                confirms = await self.cancel_upstream(run.key)
+            except ServiceUnavailable:
+                self._owe(run.key)
         if not confirms:
             run.stop()
 
@@ -168,11 +171,12 @@ class WebSocketConnector(SocketService):
 
     async def _ask(self, run: Run, when_unknown: ConnectorError) -> None:
         """Asks the service for a job that was lost from sight; what it answers ends up in the mailbox."""
+        generation = self.socket.generation
         try:
             answer = await run.unless_stopped(self.query_job(run.key, run.context))
         except ConnectorError as error:
-            # Where the connection broke meanwhile, the next one asks again, or nobody can.
-            if self.socket.usable or isinstance(error, Stopped):
+            # Where the connection broke meanwhile, the next one asks again (or has asked), or nobody can.
+            if (self.socket.usable and self.socket.generation == generation) or isinstance(error, Stopped):
                 run.box.fail(error)
             return
         except Exception as error:  # a connector's own code; it must not end a connection that all jobs share
