@@ -124,6 +124,10 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Annotated[float, _meta("Limit of one run; 0 is none.", ge=0)] | None = None
     progress_timeout_s: Annotated[float, _meta("A run that shows no progress this long hangs.", gt=0)] | None = None
     retries: Annotated[int, _meta("Further attempts after a fault of the job.", ge=0, le=10_000)] | None = None
+    health_interval_s: (
+        Annotated[float, _meta("How often its health is asked for; left out: as its connector says.", gt=0, le=86400)]
+        | None
+    ) = None
     max_concurrent_jobs: Annotated[int, _meta("Jobs of this service at once in one worker.", ge=1, le=65536)] | None = (
         None
     )

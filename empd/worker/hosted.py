@@ -59,6 +59,7 @@ class Plan(NamedTuple):
     slots: int
     plugins: Sequence[str] = ()
     plugin_options: Mapping[str, Mapping[str, Any]] = {}
+    health_interval_s: float | None = None
 
 
 def plan_of(mapping: ServiceMapping, worker_type: str, name: str) -> Plan:
@@ -73,6 +74,7 @@ def plan_of(mapping: ServiceMapping, worker_type: str, name: str) -> Plan:
         slots=mapping.slots(worker_type, name),
         plugins=(*mapping.plugins, *service.plugins),
         plugin_options=mapping.plugin_options,
+        health_interval_s=service.health_interval_s,
     )
 
 
@@ -338,7 +340,7 @@ class Hosted:
                 retry_s = min(retry_s * 2, RETRY_MAX_S)
             else:
                 retry_s = RETRY_FIRST_S
-                await asyncio.sleep(connector.health_interval_s)
+                await asyncio.sleep(self.plan.health_interval_s or connector.health_interval_s)
             before = (self._reason, self.models)
             if connector.opened:
                 await self._look(connector, connector.probe())

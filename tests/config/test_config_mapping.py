@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from empd.builtin import BUILT_IN_CONNECTORS
+from empd.connectors import registry
 from empd.device import virtual_devices
 from empd.errors import ConfigError
 from empd.mapping import EMBEDDED, Mapping, RunLimits
@@ -133,6 +135,61 @@ def test_the_annotated_sample_loads_with_nothing_set() -> None:
     assert whole.job_types()["preview"] == [("thumbnails", "thumbnail")]
     assert whole.workers["thumbnails"].memory_max_bytes == 2 << 30
     assert whole.run_limits("preview") == RunLimits(60.0, 20.0, 2)
+
+
+def switched_on() -> dict[str, Any]:
+    """The sample with every remark that is an entry made one."""
+    raw = json.loads((REPOSITORY / "etc" / "service-mapping.json").read_text())
+    for section in ("workers", "connectors", "services", "assets"):
+        raw[section] = {name.removeprefix("// "): entry for name, entry in raw[section].items()}
+    return raw
+
+
+VARIABLES = {"OPENAI_API_KEY": "k", "PICTURES_DIR": "/p", "VIDEOS_SAS": "s"}
+
+
+def test_everything_in_the_sample_is_sound_when_it_is_switched_on() -> None:
+    mapping = Mapping.from_dict(switched_on(), VARIABLES)
+    assert {"fast-lane", "standard", "heavy", "comfyui", "a1111", "openai", "thumbnails"} <= set(mapping.workers)
+    used = {service for worker in mapping.workers.values() for service in worker.services}
+    assert used == set(mapping.services)
+    for name, service in mapping.services.items():
+        if service.connector in BUILT_IN_CONNECTORS:
+            registry.configure(registry.load_class(service.connector), service.api_config, name, {})
+
+
+def test_the_samples_pools_have_their_figures() -> None:
+    mapping = Mapping.from_dict(switched_on(), VARIABLES)
+    figures = {
+        pool: (mapping.slots(pool, name), service.timeout_s, service.retries, service.health_interval_s)
+        for pool, name in (("fast-lane", "quick"), ("heavy", "video"))
+        for service in (mapping.services[name],)
+    }
+    assert figures == {"fast-lane": (10, 30.0, 2, 15.0), "heavy": (2, 300.0, 5, 60.0)}
+    assert mapping.workers["standard"].is_gpu_bound
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "service", "seen"),
+    [
+        ("OPENAI_API_KEY", "sk", "openai-text", lambda s: s.api_config["api_key"]),
+        ("OPENAI_BASE_URL", "http://h/v1", "openai-image", lambda s: s.api_config["base_url"]),
+        ("OPENAI_IMAGE_MODEL", "m", "openai-img2img", lambda s: s.api_config["image_model"]),
+        ("OPENAI_TIMEOUT_SECONDS", "7", "openai-text", lambda s: s.api_config["total_timeout_s"]),
+        ("OPENAI_MAX_RETRIES", "9", "openai-responses", lambda s: str(s.retries)),
+        ("OPENAI_MAX_CONCURRENT_JOBS", "4", "openai-text", lambda s: str(s.max_concurrent_jobs)),
+        ("OPENAI_RESPONSES_MAX_CONCURRENT_JOBS", "6", "openai-responses", lambda s: str(s.max_concurrent_jobs)),
+        ("COMFYUI_BASE_PORT", "9000", "comfyui", lambda s: str(s.server.base_port)),
+        ("COMFYUI_INSTANCES_PER_GPU", "2", "comfyui", lambda s: str(s.server.instances_per_gpu)),
+        ("COMFYUI_BRANCH", "stable", "comfyui", lambda s: s.installer.split()[3]),
+        ("A1111_BASE_PORT", "9001", "a1111", lambda s: s.api_config["base_port"]),
+        ("HTTP_TIMEOUT_SECONDS", "11", "quick", lambda s: s.api_config["total_timeout_s"]),
+    ],
+)
+def test_the_sample_honours_the_usual_variables(variable: str, value: str, service: str, seen: Any) -> None:
+    plain = Mapping.from_dict(switched_on(), VARIABLES).services[service]
+    given = Mapping.from_dict(switched_on(), {**VARIABLES, variable: value}).services[service]
+    assert seen(given) == value != seen(plain)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -12,9 +12,10 @@ from empd.connectors.context import Context, JobDetails, JobView
 from empd.connectors.failures import RateLimited
 from empd.connectors.logger import ConnectorLogger
 from empd.connectors.service.simulation import SimulationConnector
+from empd.mapping import Mapping
 from empd.worker.course import RECORDS_PER_S, Course
 from empd.worker.holds import Holds
-from empd.worker.hosted import Hosted, Plan
+from empd.worker.hosted import Hosted, Plan, plan_of
 from empd.worker.log import Log
 from empd.worker.port import Port
 
@@ -93,3 +94,50 @@ def test_a_hold_ends_by_itself_or_when_it_is_let_go() -> None:
         return seen
 
     assert asyncio.run(run()) == ["circuit open", "asked to wait", ""]
+
+
+class Counted(Service):
+    """Counts how often it is asked how it is."""
+
+    health_interval_s: ClassVar[float] = 3600.0
+    asked: ClassVar[int] = 0
+
+    async def check_health(self) -> bool:
+        Counted.asked += 1
+        return True
+
+
+def test_the_mapping_says_how_often_health_is_asked_for() -> None:
+    mapping = Mapping.from_dict(
+        {
+            "workers": {"w": {"services": ["s"]}},
+            "connectors": {"Counted": {"path": f"{__name__}:Counted"}},
+            "services": {"s": {"connector": "Counted", "health_interval_s": "${INTERVAL_S:-0.01}"}},
+        },
+        {},
+    )
+
+    async def asked_often() -> None:
+        service = hosted("")
+        service.plan = plan_of(mapping, "w", "s")
+        service.port.storage = Stores()
+        service.build()
+        await service.open(lambda: None)
+        async with asyncio.timeout(30):
+            while Counted.asked < 4:
+                await asyncio.sleep(0.01)
+        await service.close()
+
+    asyncio.run(asked_often())
+
+
+class Stores:
+    """Nothing is saved here."""
+
+    on_failure: Any = None
+
+    async def problem(self) -> str:
+        return ""
+
+    async def close(self) -> None:
+        pass
