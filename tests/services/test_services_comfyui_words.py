@@ -273,6 +273,20 @@ def test_whatever_nodes_show_nothing_is_raised(shown: Any) -> None:
     msgspec.msgpack.encode(found.data)
 
 
+@pytest.mark.parametrize(
+    ("filename", "plain"),
+    [
+        ("ComfyUI_00001_.png", "ComfyUI.png"),
+        ("my_pic_123456_.webp", "my_pic.webp"),
+        ("AnimateDiff_00001.mp4", "AnimateDiff.mp4"),
+        ("year_2024_.png", "year_2024_.png"),
+        ("noextension_00001_", "noextension_00001_"),
+    ],
+)
+def test_a_name_without_its_counter(filename: str, plain: str) -> None:
+    assert OutputFile("1", "images", filename, "", "output").plain_name == plain
+
+
 def test_an_entry_of_an_old_server_without_a_status_is_a_success() -> None:
     assert _entry_of({"outputs": {"1": {}}, "status": None}).completed
     assert not _entry_of({"status": {"status_str": "error", "completed": False, "messages": []}}).completed

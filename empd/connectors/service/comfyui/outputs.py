@@ -6,11 +6,14 @@ theirs; strings under `text`; anything else is data.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from empd.connectors.failures import InvalidInput
 from empd.connectors.service.comfyui.workflow import Graph
+
+_COUNTER = re.compile(r"_\d{5,}_?(?=\.[^.]*$)")
 
 
 class OutputFile(NamedTuple):
@@ -21,6 +24,11 @@ class OutputFile(NamedTuple):
     filename: str
     subfolder: str
     type: str
+
+    @property
+    def plain_name(self) -> str:
+        """The file's name without ComfyUI's counter: the same when the prompt is run again."""
+        return _COUNTER.sub("", self.filename)
 
 
 class Outputs(NamedTuple):

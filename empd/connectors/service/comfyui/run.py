@@ -179,7 +179,9 @@ class Run:
             about = self._about(file.node, file.kind) | {"filename": file.filename}
             try:
                 async with server.view(file, context) as chunks:
-                    asset = await save(chunks, output=self._label.base + len(saved), name=file.filename, metadata=about)
+                    asset = await save(
+                        chunks, output=self._label.base + len(saved), name=file.plain_name, metadata=about
+                    )
             except NotFound as error:
                 await self._gone(server, file.filename, file.node in entry.cached, error)
             saved.append({**about, "asset": asset})
