@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import msgspec
@@ -54,7 +55,8 @@ def files(before: Mapping[str, Line], after: Mapping[str, Line]) -> list[Compari
     for name, line in before.items():
         if name in after and min(*line["samples"], *after[name]["samples"], 1) > 0:
             ratio = of_lists(line["samples"], after[name]["samples"])
-            found.append(_comparison(line, after[name], ratio))
+            verdict = ratio.verdict(line["more_is_better"])
+            found.append(Comparison(name, line["unit"], line["value"], after[name]["value"], ratio, verdict))
     return found
 
 
@@ -66,13 +68,11 @@ def pairs(runs: list[tuple[dict[str, Line], dict[str, Line]]]) -> list[Compariso
     for name, line in runs[0][0].items():
         values = [(a[name]["value"], b[name]["value"]) for a, b in runs if name in a and name in b]
         if len(values) == len(runs) and min(min(pair) for pair in values) > 0:
-            found.append(_comparison(line, runs[0][1][name], of_pairs(values)))
+            ratio = of_pairs(values)
+            before, after = (median(side) for side in zip(*values, strict=True))
+            verdict = ratio.verdict(line["more_is_better"])
+            found.append(Comparison(name, line["unit"], before, after, ratio, verdict))
     return found
-
-
-def _comparison(before: Line, after: Line, ratio: Ratio) -> Comparison:
-    verdict = ratio.verdict(before["more_is_better"])
-    return Comparison(before["name"], before["unit"], before["value"], after["value"], ratio, verdict)
 
 
 def commits(
@@ -106,7 +106,8 @@ def measure(tree: Path, plan: Plan) -> dict[str, Line]:
         check=False,
     )
     if ended.returncode:
-        raise BenchError(f"the bench failed in {tree}: {ended.stderr.decode(errors='replace')[-2000:]}")
+        reason = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise BenchError(f"this bench does not run with the package of that commit: {reason}")
     lines = [msgspec.json.decode(text, type=dict) for text in ended.stdout.splitlines()]
     return {line["name"]: line for line in lines if line["scenario"] != "floors"}
 
