@@ -117,6 +117,11 @@ class ComfyUIDouble:
         """Someone clears the history all the time."""
         self.lose_answers = 0
         """So many prompts are taken without an answer: the connection breaks."""
+        self.refuse_prompts = 0
+        """The status of every submission."""
+        self.refused = 0
+        self.own_ids = False
+        """As before clients could choose the ids of their prompts."""
         self.fail_next: list[int] = []
         """Statuses that the next requests get, whatever they ask."""
         self.counts = Counts()
@@ -286,6 +291,9 @@ class ComfyUIDouble:
         return web.json_response(self._queue_info())
 
     async def _post_prompt(self, request: web.Request) -> web.Response:
+        if self.refuse_prompts:
+            self.refused += 1
+            return web.Response(status=self.refuse_prompts)
         try:
             body = await request.json()
             if "prompt" not in body:
@@ -304,7 +312,7 @@ class ComfyUIDouble:
         extra = dict(body.get("extra_data") or {})
         if "client_id" in body:
             extra["client_id"] = body["client_id"]
-        prompt_id = str(body.get("prompt_id", uuid.uuid4()))
+        prompt_id = str(uuid.uuid4() if self.own_ids else body.get("prompt_id", uuid.uuid4()))
         self.counts.submissions[prompt_id] += 1
         self.counts.deaf_submissions += extra.get("client_id") not in self.sockets
         self.counts.client_hosts[str(extra.get("worker", ""))] += 1

@@ -330,6 +330,29 @@ def test_a_submission_that_got_no_answer_is_looked_for_before_it_is_repeated() -
     against_the_double(body)
 
 
+def test_a_submission_is_not_tried_more_often_than_configured() -> None:
+    async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
+        server.refuse_prompts = 503
+        with pytest.raises(ServiceUnavailable):
+            await Attempt(connector, picture()).value()
+        assert server.refused == 2
+        server.refuse_prompts = 0
+        assert (await Attempt(connector, picture(), job_id=8).value())["outputs"]
+
+    against_the_double(body)
+
+
+def test_a_server_that_chooses_ids_itself_is_told_apart_and_left_clean() -> None:
+    async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
+        server.own_ids = True
+        with pytest.raises(ServiceUnavailable, match="too old") as caught:
+            await Attempt(connector, sleeping(20, 800)).value()
+        assert not caught.value.retry
+        await until(lambda: server.running is None and not server.queue, "nothing to be left there")
+
+    against_the_double(body)
+
+
 def test_a_history_that_was_cleared_does_not_make_a_success_a_loss() -> None:
     async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
         server.forgetful = True

@@ -47,7 +47,7 @@ class ComfyUIBatchConnector(ComfyUIAdvancedConnector):
         if len(failed) == len(items):
             error = failed[0]["error"]
             text = f"all {len(items)} items failed; the first: {error['message']}"
-            raise ConnectorError(text, failure=FailureClass(error["failure"]), retry=False)
+            raise ConnectorError(text, failure=FailureClass(error["failure"]), retry=error["retry"])
         execution_s = sum(item.get("execution_s", 0.0) for item in items)
         value = {"items": items, "completed": len(items) - len(failed), "failed": len(failed)}
         return Result(value, usage={"execution_s": execution_s, "items": float(len(items))})
@@ -67,7 +67,8 @@ class ComfyUIBatchConnector(ComfyUIAdvancedConnector):
                 context.log("item failed", item=index, failure=error.failure.value, reason=error.message)
                 if last:
                     context.partial({"kind": "item", "index": index, "completed": False})
-                    return {"index": index, "error": {"failure": error.failure.value, "message": error.message}}
+                    told = {"failure": error.failure.value, "message": error.message, "retry": error.retry}
+                    return {"index": index, "error": told}
         raise AssertionError("range() is never empty")
 
     async def _run_item(
@@ -104,6 +105,8 @@ class _Done:
         room = _ROOM_BYTES
         kept: dict[str, Any] = {}
         for key, value in reversed(self.values.items()):
+            if "error" in value:
+                continue  # another attempt may have better luck with it
             plain = msgspec.to_builtins(value)
             room -= len(msgspec.msgpack.encode(plain))
             if room < 0:

@@ -150,7 +150,7 @@ class ComfyUIConnector(HTTPConnector, Cancellable, Resumable, ReportsProgress, H
     @property
     def pace(self) -> Pace:
         """How often to look, how long to wait."""
-        return Pace(self.config.poll_interval_s, self.config.outage_s_max)
+        return Pace(self.config.poll_interval_s, self.config.outage_s_max, self.config.retry)
 
     @property
     def input_subfolder(self) -> str:

@@ -10,11 +10,13 @@ How it ended is read from the queue and the history alone. Messages say when to 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from empd.connectors.context import Context
 from empd.connectors.failures import ConnectorError, InvalidInput, ProcessCrashed, ServiceUnavailable
+from empd.connectors.protocol.retry import RetryConfig, delay_s, pause, time_left_s
 from empd.connectors.service.comfyui.listener import Listener
 from empd.connectors.service.comfyui.refusals import execution_failed, node_problems
 from empd.connectors.service.comfyui.server import Entry, Place, Server, is_unreachable
@@ -39,10 +41,12 @@ class Order(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """How often a prompt is looked for without cause, and how long an unreachable server is waited for."""
+    """How often a prompt is looked for without cause, how long an unreachable server is waited for, and how often a
+    submission is tried."""
 
     poll_interval_s: float
     outage_s_max: float
+    retry: RetryConfig
 
 
 class Prompt:
@@ -93,18 +97,23 @@ class Prompt:
         body = {"prompt": order.graph, "prompt_id": self.id, "client_id": self.id, "extra_data": order.extra_data}
         if context.cancelled:
             raise _stopped()
-        deadline_s = context.clock() + self._pace.outage_s_max
+        attempt = 1
         while True:
             try:
                 self.node_errors = await self.server.submit(body, order.graph, context)
                 break
             except ConnectorError as error:
-                if not is_unreachable(error) or context.cancelled or context.clock() > deadline_s:
+                if not is_unreachable(error) or context.cancelled:
+                    raise
+                left_s = time_left_s(context)
+                wait_s = delay_s(self._pace.retry, attempt, error.retry_after_s, left_s, random.random())
+                if wait_s is None:
                     raise
             # Whether it has arrived all the same decides if it may be sent again.
-            await asyncio.sleep(RETRY_S)
+            await pause(wait_s, context)
             if await self._arrived():
                 break
+            attempt += 1
         if self.node_errors and not order.allow_partial:
             await self.server.stop(self.id)
             raise InvalidInput(f"some outputs cannot be made: {node_problems(self.node_errors, order.graph)}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from empd.connectors.context import Context
-from empd.connectors.failures import BadResponse, ConnectorError
+from empd.connectors.failures import BadResponse, ConnectorError, ServiceUnavailable
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.service.comfyui.outputs import OutputFile
 from empd.connectors.service.comfyui.refusals import refused
@@ -71,7 +71,14 @@ class Server:
         )
         if answer.status == 400:
             raise refused(answer.json(), graph) or BadResponse(f"POST /prompt: {answer.text()[:200]}", retry=False)
-        errors = answer.json().get("node_errors")
+        said = answer.json()
+        taken = said.get("prompt_id") if isinstance(said, dict) else None
+        if not isinstance(taken, str):
+            raise BadResponse(f"POST /prompt: no prompt_id in the answer: {answer.text()[:200]}")
+        if taken != body["prompt_id"]:
+            await self.stop(taken)
+            raise ServiceUnavailable("this ComfyUI is too old: it takes no prompt_id from its clients", retry=False)
+        errors = said.get("node_errors")
         return errors if isinstance(errors, dict) else {}
 
     async def queue(self, context: Context | None = None) -> Queue:
