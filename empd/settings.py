@@ -140,6 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     spool_bytes_max: Annotated[int, _size("Durable payloads and results above 64 KiB, together.")] = 64 << 30
     result_keep_s: Annotated[float, _row("How long a result can be asked for.", ge=0)] = _DAY_S
     history_keep_s: Annotated[float, _row("How long a finished job stays in history.", ge=0)] = 30 * _DAY_S
+    assets_keep_s: Annotated[
+        float, _row("How long files that jobs made stay on this machine; 0 is for ever. Azure keeps its own.", ge=0)
+    ] = 0.0
     idempotency_keep_s: Annotated[
         float, _row("How long an idempotency key is remembered after its job ended.", ge=0)
     ] = _DAY_S

@@ -147,14 +147,21 @@ class LocalStore:
 
     def _publish(self, part: Path, name: str, mark: Mark, fields: dict[str, str]) -> None:
         path = self._root / name
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        with _locked(path.parent) as folder_fd:
-            rival = _read_mark(path)
-            if rival or path.exists():
-                check_rival(name, rival, mark)
-            _write_mark(path, fields)
-            os.rename(part, path)
-            os.fsync(folder_fd)
+        while True:
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            try:
+                with _locked(path.parent) as folder_fd:
+                    rival = _read_mark(path)
+                    if rival or path.exists():
+                        check_rival(name, rival, mark)
+                    _write_mark(path, fields)
+                    os.rename(part, path)
+                    os.fsync(folder_fd)
+                break
+            except FileNotFoundError:
+                if not part.exists():
+                    raise
+                # `expire` found the folder empty, and took it away in between.
         for folder in path.parent.parents:
             if folder == self._root.parent:
                 break
@@ -180,6 +187,27 @@ class LocalStore:
         except FileNotFoundError:
             return False
         return True
+
+
+def expire(root: Path, older_than_s: float) -> int:
+    """Removes assets that were saved longer ago, their marks, and folders that are empty then; how many assets."""
+    newest_s = clock.now().wall_ns / clock.NS_PER_S - older_than_s
+    removed = 0
+    for folder, folders, files in os.walk(root, topdown=False):
+        if PARTS in Path(folder).relative_to(root).parts:
+            continue
+        for name in files:
+            path = Path(folder, name)
+            with contextlib.suppress(OSError), _locked(path.parent):
+                if path.lstat().st_mtime < newest_s:
+                    path.unlink()
+                    removed += not name.startswith(".")
+                    # Without its asset a mark fences nothing any more.
+                    _mark_path(path).unlink(missing_ok=True)
+        if (folders or files) and Path(folder) != root:
+            with contextlib.suppress(OSError):  # not empty, or gone
+                os.rmdir(folder)
+    return removed
 
 
 def _mark_path(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import re
@@ -12,16 +13,38 @@ from typing import NamedTuple
 from aiohttp import web
 
 from empd.asset import FOLDER_PATTERN
+from empd.assets.local import expire
 from empd.errors import FailureClass
 from empd.media import HEAD_BYTES, media_type
 from empd.web import context
 from empd.web.blobs import Content, in_thread, send_file
+from empd.web.duty import Duty
 from empd.web.problems import Problem
+
+EVERY_S = 600.0
+EVERY_S_MIN = 0.5
 
 CACHE = "private, no-cache"
 """An asset that a payload named may be written again: whoever keeps it asks whether it is still the same."""
 
 _NAME = re.compile(FOLDER_PATTERN)
+
+
+class AssetRetention(Duty):
+    """A background duty: drops assets of this machine that are past `assets_keep_s`."""
+
+    name = "asset-retention"
+
+    def __init__(self, root: Path, keep_s: float) -> None:
+        super().__init__()
+        self._root = root
+        self._keep_s = keep_s
+        self._every_s = min(EVERY_S, max(keep_s / 4, EVERY_S_MIN))
+
+    async def _run(self) -> None:
+        while self._keep_s:
+            await asyncio.to_thread(expire, self._root, self._keep_s)
+            await asyncio.sleep(self._every_s)
 
 
 class Opened(NamedTuple):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
-from web_harness import Web
+from web_broker import BrokerDouble
+from web_harness import Web, wait_for
 
 PNG = b"\x89PNG\r\n\x1a\n" + os.urandom(600_000)
 
@@ -73,3 +75,12 @@ def test_nothing_else_is_found(module_web: Web, asset: str, name: str) -> None:
     if not link.is_symlink():
         link.symlink_to(module_web.state_dir / "journal.db")
     assert module_web.ask("GET", f"/v1/assets/{name}").status == 404
+
+
+def test_files_past_their_time_are_dropped(broker: BrokerDouble, start_web: Callable[..., Web]) -> None:
+    web = start_web(assets_keep_s=1)
+    folder = web.state_dir / "assets" / "old"
+    folder.mkdir(parents=True)
+    (folder / "x.txt").write_text("x")
+    os.utime(folder / "x.txt", (1, 1))
+    wait_for(lambda: not folder.exists(), "the file to be dropped", 30)
