@@ -130,6 +130,8 @@ class Context:
     _upstream: Upstream | None = None
     span = ""
     """The traceparent of this attempt's own span, where one is made."""
+    on_progress: Callable[[float, str], None] | None = None
+    """Told of all progress, where the log is to have it."""
 
     def __init__(self, port: JobPort, job: JobView, started_ns: int) -> None:
         self.port = port
@@ -251,6 +253,8 @@ class Context:
         """Says how far the job is: `fraction` 0…1; it never falls. Cheap: at most ten a second leave the worker."""
         self.fraction = max(self.fraction, min(1.0, fraction))
         self.port.progress(self, self.fraction, message, step, steps)
+        if self.on_progress is not None:
+            self.on_progress(self.fraction, message)
 
     def partial(self, value: Any) -> None:
         """Shows a partial result to whoever watches; it may be lost."""

@@ -65,6 +65,7 @@ class Course:
             log = self._log.with_job(job)
             log.job_received(job.carried.size if isinstance(job.carried, BlobRef) else len(job.carried))
             log.job_started()
+            context.on_progress = log.job_progress
         begun_s = time.monotonic()
         try:
             value = await self._process(job, context)

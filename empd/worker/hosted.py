@@ -365,8 +365,7 @@ class Hosted:
                 self._log("connector_info_failed", "warning", service=self.name, reason=describe(error))
         self._told()
         if self._reason != was:
-            level = "warning" if self._reason else "info"
-            self._log("service_health", level, service=self.name, state=connector.state.value, reason=self._reason)
+            connector.log.health_check(not self._reason, self._reason, state=connector.state.value)
 
     def _storage_failed(self, on_change: Callable[[], None]) -> None:
         if not self._reason:

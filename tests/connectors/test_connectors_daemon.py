@@ -139,12 +139,22 @@ def test_a_connectors_metrics_reach_the_metrics_page(daemon: Box) -> None:
     with daemon.client() as client:
         client.submit("ping", {}).result(30)
 
+    wanted = [
+        ("empd_pings_total{", 'service="ping"'),  # its own, and those that every service has
+        ("empd_job_duration_seconds_count{", 'service="ping",success="true"'),
+        ("empd_jobs_total{", 'service="ping",status="completed"'),
+        ("empd_service_health{", 'service="ping"'),
+    ]
+
     def counted() -> bool:
         with urllib.request.urlopen(daemon.http() + "/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        return any(line.startswith("empd_pings_total{") and 'service="ping"' in line for line in lines)
+        return all(
+            any(line.startswith(name) and labels in line and float(line.split()[-1]) >= 1 for line in lines)
+            for name, labels in wanted
+        )
 
-    wait_until(counted, "the connector's counter")
+    wait_until(counted, "the connector's metrics")
 
 
 def test_the_log_has_the_services_records_and_no_secret(daemon: Box) -> None:

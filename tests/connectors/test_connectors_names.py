@@ -13,8 +13,10 @@ import empd
 from empd.builtin import BUILT_IN_CONNECTORS
 from empd.connectors import registry
 from empd.connectors.endpoints import Defaults, default_url
+from tests.test_architecture import MODULES, Module, code_lines
 
 ROOM = Path(empd.__file__).parent / "connectors" / "service"
+CODE_LINES_MAX = 150
 ANOTHER_FAMILY = {"SSEConnector": "rest"}
 """Events are an HTTP answer in pieces: it is at home beside the other one."""
 
@@ -45,6 +47,19 @@ def test_every_connector_has_an_identity_of_its_own() -> None:
     assert all(kind.service_type and kind.version for kind in kinds)
     assert [count for count in Counter(kind.connector_id for kind in kinds).items() if count[1] > 1] == []
     assert all(re.fullmatch(r"[a-z0-9_-]+", kind.connector_id) for kind in kinds)
+
+
+def test_no_connector_is_longer_than_promised() -> None:
+    def defines_a_connector(module: Module) -> bool:
+        return any(isinstance(node, ast.ClassDef) and node.name.endswith("Connector") for node in module.tree.body)
+
+    connectors = [
+        module
+        for module in MODULES
+        if module.name.startswith("empd.connectors.service.") and defines_a_connector(module)
+    ]
+    assert len(connectors) >= len({target.partition(":")[0] for target in BUILT_IN_CONNECTORS.values()})
+    assert {module.path: size for module in connectors if (size := len(code_lines(module))) > CODE_LINES_MAX} == {}
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def test_secrets_are_hidden_wherever_a_connector_speaks(broker: BrokerDouble, st
     assert "k-1234567" not in failed.error.evidence
     assert until(lambda: broker.heard(JobLog))[0].text == "using ***"
     assert "***" in latest_offers(broker)["fails"].reason
-    assert "service_health" in worker.stderr()
+    assert "health_check" in worker.stderr()
     assert "k-1234567" not in worker.stderr()
 
 

@@ -24,6 +24,7 @@ class Echo(Service):
     async def process(self, job: JobView, context: Context) -> Any:
         if job.attempt > 1:
             raise RateLimited("later")
+        context.progress(0.5, "halfway")
         return 7
 
 
@@ -43,6 +44,13 @@ def test_a_service_that_wants_nothing_pays_nothing() -> None:
     assert isinstance(verbose.process, Course)
 
 
+class Deaf:
+    """A port behind which nobody is."""
+
+    def progress(self, *_: Any) -> None:
+        pass
+
+
 def jobs(count: int, attempt: int = 1) -> list[JobView]:
     return [JobView(n, 1, attempt, JobDetails(service="s"), b"\xc0") for n in range(1, count + 1)]
 
@@ -50,7 +58,7 @@ def jobs(count: int, attempt: int = 1) -> list[JobView]:
 def run(course: Course, views: list[JobView]) -> None:
     async def all_of_them() -> None:
         for view in views:
-            context = Context(None, view, 0)  # type: ignore[arg-type]
+            context = Context(Deaf(), view, 0)  # type: ignore[arg-type]
             try:
                 await course(view, context)
             except RateLimited:
@@ -78,7 +86,10 @@ def test_at_debug_nothing_is_left_out() -> None:
     connector = Echo(Echo.Config(), Site(service="s", logger=ConnectorLogger.to(records.append, "debug")))
     run(Course(connector.process, connector.log, verbose=True), jobs(100))
     events = [record["event"] for record in records]
-    assert events == ["job_received", "job_started", "job_completed"] * 100
+    assert events == ["job_received", "job_started", "job_progress", "job_completed"] * 100
+    assert {(record["progress"], record["message"]) for record in records if record["event"] == "job_progress"} == {
+        (0.5, "halfway")
+    }
 
 
 def test_a_hold_ends_by_itself_or_when_it_is_let_go() -> None:
@@ -104,7 +115,7 @@ class Counted(Service):
 
     async def check_health(self) -> bool:
         Counted.asked += 1
-        return True
+        return Counted.asked > 2
 
 
 def test_the_mapping_says_how_often_health_is_asked_for() -> None:
@@ -117,18 +128,24 @@ def test_the_mapping_says_how_often_health_is_asked_for() -> None:
         {},
     )
 
+    records: list[dict[str, Any]] = []
+
     async def asked_often() -> None:
         service = hosted("")
         service.plan = plan_of(mapping, "w", "s")
+        service.site = Site(service="s", logger=ConnectorLogger.to(records.append, worker="w-0"))
         service.port.storage = Stores()
         service.build()
         await service.open(lambda: None)
         async with asyncio.timeout(30):
-            while Counted.asked < 4:
+            while Counted.asked < 5:
                 await asyncio.sleep(0.01)
         await service.close()
 
     asyncio.run(asked_often())
+    # Every record of a service can be routed by its protocol; it is written when health becomes another.
+    told = [(record["healthy"], record["protocol"]) for record in records if record["event"] == "health_check"]
+    assert told == [(False, "local"), (True, "local")]
 
 
 class Stores:
