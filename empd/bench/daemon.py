@@ -171,5 +171,6 @@ class Daemon(Running):
             except subprocess.TimeoutExpired:
                 process.kill()  # its children die with it (PDEATHSIG)
                 process.wait()
-        for directory in (self._directory, self.state_dir):
+        # A daemon that was killed leaves its volatile blobs, as it must: a successor would want them.
+        for directory in (self._directory, self.state_dir, self.volatile_dir):
             shutil.rmtree(directory, ignore_errors=True)

@@ -349,6 +349,16 @@ def test_a_daemon_leaves_nothing_behind(tmp_path: Path) -> None:
     wait_until(lambda: not any(map(processes.exists, pids)), "every process to end", 30)
     assert list(tmp_path.iterdir()) == []
     assert not daemon.runtime_dir.exists()
+    assert not daemon.volatile_dir.exists()
+
+
+def test_a_daemon_that_was_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Daemon(noop_mapping(1), str(tmp_path)) as daemon:
+        assert daemon.volatile_dir.exists()
+        daemon.kill_box()
+        assert not daemon.runtime_dir.exists()
+    assert list(tmp_path.iterdir()) == []
+    assert not daemon.volatile_dir.exists()
 
 
 def test_a_daemon_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
