@@ -118,6 +118,14 @@ def test_file_names_are_made_harmless(place: Place) -> None:
     assert save(place, PNG, payload={"ctx": {"filename": "..png"}}).name == "png.png"
 
 
+def test_names_may_have_any_letters(place: Place) -> None:
+    ref = save(place, PNG, payload={"ctx": {"prefix": "größe/船", "filename": "ein Schiff (2).png"}})
+    assert ref.name == "größe/船/ein Schiff (2).png"
+    assert place.read(ref.name) == PNG
+    assert ref.url is not None
+    assert ref.url.isascii()
+
+
 # --- content ---------------------------------------------------------------------------------------------------------
 
 

@@ -332,6 +332,16 @@ def test_an_interrupt_by_somebody_else_is_no_result() -> None:
     against(body)
 
 
+def test_an_old_interrupt_does_not_count_for_what_has_no_task() -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        async with aiohttp.ClientSession() as session:
+            await _post(session, f"{server.url}/sdapi/v1/interrupt", {})
+        assert (await do(connector, {"operation": "extras", "image": PNG})).value["images"]
+        assert (await do(connector, {"steps": 1})).value["images"]
+
+    against(body)
+
+
 @pytest.mark.parametrize("kind", [A1111RestConnector, A1111WebSocketConnector])
 def test_what_an_earlier_attempt_left_running_is_stopped(kind: type[A1111Connector]) -> None:
     async def body(server: A1111Double, connector: A1111Connector) -> None:

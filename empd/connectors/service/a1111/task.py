@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from empd.connectors.context import Context
 from empd.connectors.failures import ConnectorError
+from empd.connectors.service.a1111.request import PICTURES
 
 MARGIN_S = 1.5
 """A task that the server expects to end sooner is left to end by itself."""
@@ -82,7 +83,7 @@ class Task:
             self._over.set()
             watching.cancel()
             await asyncio.wait((watching,))
-        if not self.interrupted:
+        if route in PICTURES and not self.interrupted:
             await self._check_whole()
         return answer
 
