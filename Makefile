@@ -76,7 +76,7 @@ unit: system $(READY) $(WHEELS)/.ready $(SERVERS)
 # The tests of the ComfyUI connectors against a real server instead of its double; the graphs need no model.
 test-comfyui: $(READY)
 	@test -n "$(COMFYUI_URL)" || { echo "make test-comfyui COMFYUI_URL=… (the address of a server)"; exit 2; }
-	@COMFYUI_URL=$(COMFYUI_URL) $(BIN)/pytest -q -n 0 tests/services/test_services_comfyui_server.py
+	@COMFYUI_URL=$(COMFYUI_URL) $(BIN)/pytest -q -n 0 tests/services/test_services_comfyui_server.py tests/services/test_services_comfyui_wire.py
 
 # Every scenario, in full size; the page is .bench/index.html.
 bench: $(READY)

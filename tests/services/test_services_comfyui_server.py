@@ -270,7 +270,7 @@ def test_input_files_are_uploaded_and_used() -> None:
 def test_a_running_job_is_stopped_and_its_neighbour_is_not() -> None:
     async def body(connector: ComfyUIConnector) -> None:
         base = random.getrandbits(40)
-        running = Attempt(connector, slow(40, color=new_color()), job_id=base)
+        running = Attempt(connector, slow(100, color=new_color()), job_id=base)
         await until(lambda: len(set(running.port.fractions)) > 1, "the job to run")
         waiting = Attempt(connector, picture(new_color()), job_id=base + 1)
         server = connector.server()
@@ -292,7 +292,7 @@ def test_a_running_job_is_stopped_and_its_neighbour_is_not() -> None:
 def test_a_waiting_job_is_taken_out_of_the_queue() -> None:
     async def body(connector: ComfyUIConnector) -> None:
         base = random.getrandbits(40)
-        running = Attempt(connector, slow(8, color=new_color()), job_id=base)
+        running = Attempt(connector, slow(40, color=new_color()), job_id=base)
         await until(lambda: running.port.fractions, "the job to run")
         waiting = Attempt(connector, slow(40, color=new_color()), job_id=base + 1)
         server = connector.server()
