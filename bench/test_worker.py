@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from empd.asset import AssetConfig
 from empd.connectors import registry
 from empd.connectors.base import Site
 from empd.connectors.context import JobDetails
 from empd.memory.arena import Arena
 from empd.wire import codec, frames
+from empd.worker.assets import Storage
 from empd.worker.hosted import Hosted, Plan
 from empd.worker.lanes import Lanes
 from empd.worker.log import Log
@@ -44,9 +46,10 @@ class Bench:
         self.outbox = outbox
         self.lanes = Lanes(JOBS, outcomes, lambda error: None)
         unused: Any = None
-        port = Port(unused, unused, arena, unused, unused)
+        log = Log("error")
+        port = Port(unused, unused, arena, unused, Storage("noop", AssetConfig(), directory, 0, log))
         plan = Plan("SimulationConnector", "", {"duration_s": 0}, (), (), JOBS)
-        self.hosted = Hosted("noop", plan, Site(service="noop", max_concurrent_jobs=JOBS), port, Log("error"))
+        self.hosted = Hosted("noop", plan, Site(service="noop", max_concurrent_jobs=JOBS), port, log)
         self.details = JobDetails(service="noop")
 
     def take(self, frame: frames.Frame) -> bool:
