@@ -487,6 +487,19 @@ def test_a_connection_that_the_server_has_forgotten_is_made_anew() -> None:
     against_the_double(body)
 
 
+def test_a_connection_that_breaks_is_made_again_and_progress_goes_on() -> None:
+    async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
+        job = Attempt(connector, sleeping(2.0, 200))
+        prompt_id = await running(server, job)
+        await server.sockets[prompt_id].close()
+        await until(lambda: server.connections == 2, "another connection")
+        seen = len(set(job.port.fractions))
+        await until(lambda: len(set(job.port.fractions)) > seen + 3, "progress")
+        assert not (await job.value())["adopted"]
+
+    against_the_double(body)
+
+
 def test_of_several_left_prompts_one_is_taken_up_and_the_others_go() -> None:
     async def body(server: ComfyUIDouble, connector: ComfyUIConnector) -> None:
         job = Attempt(connector, sleeping(1.0))

@@ -51,6 +51,7 @@ class Listener:
         self.succeeded = False
         self.started = False
         self._ended = asyncio.Event()
+        self.connections = 0
         self._quiet = False
         self._renewals = 0
         self._socket: aiohttp.ClientWebSocketResponse | None = None
@@ -104,6 +105,7 @@ class Listener:
                     proxy=config.proxy or None,
                 ) as socket:
                     self._socket = socket
+                    self.connections += 1
                     await socket.send_str(FEATURES)
                     await self._hear(socket)
             except (aiohttp.ClientError, OSError, TimeoutError):

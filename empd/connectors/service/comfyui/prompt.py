@@ -153,7 +153,8 @@ class Prompt:
                 await self._leave()
             elif place is Place.PENDING:
                 context.progress(context.fraction, f"waits at ComfyUI, {ahead} before it")
-            if not await self._wait(listener) and self.adopted and place is Place.RUNNING:
+            silent = not await self._wait(listener) and place is Place.RUNNING
+            if silent and (self.adopted or listener.connections > 1):
                 await listener.renew()
 
     async def _leave(self) -> None:
