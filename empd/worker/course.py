@@ -9,13 +9,19 @@ most `RECORDS_PER_S` times a second each, the next one saying how many were left
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
+from empd.connectors.base import Result
 from empd.connectors.context import Context, JobView
 from empd.connectors.logger import ConnectorLogger
 from empd.connectors.plugins import Plugins
+from empd.connectors.protocol.cache import Cache
+from empd.connectors.protocol.json_pointer import MISSING
 from empd.connectors.tracing import Tracer
 from empd.payload import BlobRef
 
@@ -96,6 +102,22 @@ def with_plugins(process: Process, plugins: Plugins) -> Process:
         return await plugins.after(job, await process(job, context), context)
 
     return hooked
+
+
+def with_cache(process: Process, cache: Cache) -> Process:
+    """`process`, unless the result of the same work is held still: that costs nothing, and has used nothing."""
+
+    async def looked_up(job: JobView, context: Context) -> Any:
+        key = cache.key_of(await context.load())
+        found = cache.get(key, time.monotonic())
+        if found is not MISSING:
+            return Result(found.value) if isinstance(found, Result) else found
+        found = await process(job, context)
+        with contextlib.suppress(TypeError):  # what cannot be written fails its job, as without a cache
+            cache.put(key, found, len(msgspec.msgpack.encode(found)), time.monotonic())
+        return found
+
+    return looked_up
 
 
 def with_span(process: Process, tracer: Tracer) -> Process:

@@ -23,6 +23,7 @@ from empd.connectors.base import (
 from empd.connectors.context import Context, JobView
 from empd.connectors.endpoints import Defaults, Endpoints, default_url, fixed_url
 from empd.connectors.failures import ServiceUnavailable, describe
+from empd.connectors.protocol.cache import Cache, CacheConfig
 from empd.connectors.redaction import secrets_in
 from empd.connectors.tracing import Tracer
 from empd.errors import ConfigError
@@ -166,7 +167,11 @@ class Hosted:
             if plugin.error:
                 self._on_plugin_failure(plugin)
         connector.on_probe = self._plugins.health if hung else None
-        self.process = self._around(connector, connector.process)
+        cache = getattr(connector.config, "cache", None)
+        process: Process = connector.process
+        if isinstance(cache, CacheConfig):
+            process = course.with_cache(process, Cache(cache))
+        self.process = self._around(connector, process)
         resume = connector.resume if isinstance(connector, Resumable) else connector.process
         self.resume = self._around(connector, resume)
 

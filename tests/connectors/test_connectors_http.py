@@ -23,6 +23,7 @@ from empd.connectors.failures import (
     ServiceTimeout,
     ServiceUnavailable,
 )
+from empd.connectors.protocol.cache import Cache
 from empd.connectors.protocol.circuit_breaker import CircuitOpen, CircuitState
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.protocol.http_poll import RUNNING, Standing, Status, SubmitAndPoll
@@ -30,6 +31,7 @@ from empd.connectors.protocol.http_response import HTTPResponse
 from empd.connectors.protocol.verdicts import Fault, Retry, Row, VerdictTable
 from empd.connectors.upstream import UpstreamHandle
 from empd.errors import FailureClass
+from empd.worker.course import with_cache
 
 FAST: dict[str, Any] = {"base_s": 0.001, "cap_s": 0.002}
 
@@ -291,9 +293,10 @@ def test_a_cut_in_mid_stream_is_a_failure(upstream: Upstream) -> None:
 
 def test_a_result_in_the_cache_needs_no_call(upstream: Upstream) -> None:
     async def use(connector: HTTPConnector) -> None:
+        process = with_cache(connector.process, Cache(connector.config.cache))
         for payload in ({"p": 1, "n": 1}, {"p": 1, "n": 2}, {"p": 2, "n": 1}):
             context = context_of(payload)
-            assert (await connector.process(context.job, context))["got"]["p"] == payload["p"]
+            assert (await process(context.job, context))["got"]["p"] == payload["p"]
         assert upstream.calls["/echo"] == 2
 
     with_connector(upstream, use, endpoint="/echo", cache={"ttl_s": 60, "key": ["/p"]})

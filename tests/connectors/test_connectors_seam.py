@@ -96,8 +96,9 @@ def test_built_in_names_lead_to_connectors() -> None:
     [
         ("Unknown", None, "there is no connector 'Unknown'"),
         ("X", "no_such_module:X", "No module named 'no_such_module'"),
-        ("X", "empd.connectors.base:Nothing", "is not a Connector class"),
-        ("X", "empd.connectors.base:describe", "is not a Connector class"),
+        ("Nothing", "empd.connectors.base:Nothing", "is not a Connector class"),
+        ("describe", "empd.connectors.base:describe", "is not a Connector class"),
+        ("X", "empd.connectors.base:Connector", "accepted: the class's name"),
         ("X", "empd.connectors.base", "is not module:Class"),
     ],
 )

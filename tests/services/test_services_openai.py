@@ -16,6 +16,7 @@ from empd.connectors import registry
 from empd.connectors.base import Result, Service, Site
 from empd.connectors.context import NoAssets
 from empd.connectors.failures import ConnectorError
+from empd.connectors.protocol.cache import Cache
 from empd.connectors.service.openai.audio import OpenAISpeechConnector, OpenAITranscriptionConnector
 from empd.connectors.service.openai.chat import OpenAIChatConnector, OpenAITextConnector, OpenAIVisionConnector
 from empd.connectors.service.openai.embeddings import OpenAIEmbeddingsConnector
@@ -26,6 +27,7 @@ from empd.connectors.service.openai.text2img import OpenAIImg2ImgConnector, Open
 from empd.connectors.upstream import UpstreamHandle
 from empd.errors import FailureClass
 from empd.job import Cause
+from empd.worker.course import with_cache
 from tests.doubles.openai_api import KEY, MP3, OpenAIDouble, error_body, picture, serving
 
 PNG = picture("given")
@@ -299,11 +301,13 @@ def test_embeddings_in_order_and_from_the_cache(double: OpenAIDouble, config: di
 
     async def use(connector: Any) -> list[Any]:
         contexts = [context_of(payload), context_of(payload)]
-        return [await connector.process(context.job, context) for context in contexts]
+        process = with_cache(connector.process, Cache(connector.config.cache))
+        return [await process(context.job, context) for context in contexts]
 
     first, second = with_service(OpenAIEmbeddingsConnector, {**config, "cache": {"ttl_s": 60}}, use)
     assert first.value["embeddings"] == [[1.0, 0.5], [3.0, 0.5]]
     assert second.value == first.value
+    assert (bool(first.usage), second.usage) == (True, None)  # nothing was bought for the second
     assert double.count("/v1/embeddings") == 1
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
-from empd.connectors.base import Service, Site
+from empd.connectors import registry
+from empd.connectors.base import ConnectorConfig, Result, Service, Site
 from empd.connectors.context import Context, JobDetails, JobView
 from empd.connectors.failures import RateLimited
 from empd.connectors.logger import ConnectorLogger
+from empd.connectors.protocol.cache import CacheConfig
 from empd.connectors.service.simulation import SimulationConnector
 from empd.mapping import Mapping
 from empd.worker.course import RECORDS_PER_S, Course
@@ -28,8 +31,8 @@ class Echo(Service):
         return 7
 
 
-def hosted(connector: str, path: str = "", least: str = "info", plugins: tuple[str, ...] = ()) -> Hosted:
-    plan = Plan(connector, path, {}, (), (), 1, plugins)
+def hosted(connector: str, path: str = "", least: str = "info", **more: Any) -> Hosted:
+    plan = Plan(connector, path, more.pop("api_config", {}), (), (), 1, **more)
     port = Port.__new__(Port)
     port.secrets = {}
     return Hosted("s", plan, Site(service="s"), port, Log(least))
@@ -90,6 +93,45 @@ def test_at_debug_nothing_is_left_out() -> None:
     assert {(record["progress"], record["message"]) for record in records if record["event"] == "job_progress"} == {
         (0.5, "halfway")
     }
+
+
+class CachedConfig(ConnectorConfig):
+    cache: CacheConfig | None = None
+
+
+class Buys(Service):
+    """Each run costs."""
+
+    Config: ClassVar[type[ConnectorConfig]] = CachedConfig
+
+    async def process(self, job: JobView, context: Context) -> Any:
+        return Result({"bought": job.id}, usage={"coins": 1})
+
+
+def test_whatever_the_protocol_a_result_that_is_held_costs_nothing() -> None:
+    service = hosted("Buys", f"{__name__}:Buys", api_config={"cache": {"ttl_s": 600, "key": ["/p"]}})
+    service.build()
+    payloads = [msgspec.msgpack.encode(payload) for payload in ({"p": 1}, {"p": 1, "q": 2}, {"p": 2})]
+
+    async def results() -> list[Any]:
+        views = [JobView(n, 1, 1, JobDetails(service="s"), payload) for n, payload in enumerate(payloads)]
+        return [await service.process(view, Context(Deaf(), view, 0)) for view in views]  # type: ignore[arg-type]
+
+    found = asyncio.run(results())
+    assert [(each.value["bought"], each.usage) for each in found] == [(0, {"coins": 1}), (0, None), (2, {"coins": 1})]
+
+
+def test_a_key_of_a_cache_that_is_no_pointer_is_said() -> None:
+    service = hosted("Buys", f"{__name__}:Buys", api_config={"cache": {"ttl_s": 600, "key": ["p"]}})
+    service.build()
+    assert "api_config" in service.reason
+    assert "not a JSON pointer" in service.reason
+
+
+def test_services_of_every_protocol_may_have_a_cache() -> None:
+    for name in ("RestSyncConnector", "KServeConnector", "AIServiceConnector", "CustomWebSocketConnector"):
+        fields = {field.name: field.type for field in msgspec.structs.fields(registry.load_class(name).Config)}
+        assert fields["cache"] == CacheConfig | None, name
 
 
 def test_a_hold_ends_by_itself_or_when_it_is_let_go() -> None:

@@ -12,16 +12,23 @@ from empd.connectors.protocol.json_pointer import MISSING, Pointer
 
 
 class CacheConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """`key` declares which parts of the payload (JSON pointers) make two jobs the same; `""` is all of it."""
+    """`key` declares which parts of the payload (JSON pointers) make two jobs the same; `""` is all of it.
+
+    The `cache` of a service's configuration is kept by its worker, around `process`, whatever the protocol.
+    """
 
     ttl_s: Annotated[float, msgspec.Meta(gt=0)]
     key: tuple[str, ...] = ("",)
     entries_max: Annotated[int, msgspec.Meta(ge=1)] = 1024
     bytes_max: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
 
+    def __post_init__(self) -> None:
+        for text in self.key:
+            Pointer(text)  # what is none is said when the configuration is read
+
 
 class Cache:
-    """Values by key; the time is an argument. Raises ValueError for a `key` that is no JSON pointer."""
+    """Values by key; the time is an argument."""
 
     def __init__(self, config: CacheConfig) -> None:
         self._config = config

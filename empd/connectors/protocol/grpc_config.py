@@ -13,6 +13,7 @@ import msgspec
 from empd import __version__
 from empd.connectors.base import EndpointConfig
 from empd.connectors.protocol.auth import ApiKeyAuth, BasicAuth, BearerAuth
+from empd.connectors.protocol.cache import CacheConfig
 from empd.connectors.protocol.circuit_breaker import CircuitConfig
 from empd.connectors.protocol.rate_limit import RateLimitConfig
 from empd.connectors.protocol.retry import RetryConfig
@@ -59,6 +60,7 @@ class GRPCConfig(EndpointConfig):
     retry: RetryConfig = RetryConfig(base_s=0.2, cap_s=5.0)
     rate_limit: RateLimitConfig | None = None
     circuit: CircuitConfig | None = CircuitConfig()
+    cache: CacheConfig | None = None
     options: dict[str, int | str] = {}
 
 

@@ -19,20 +19,17 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, Unpack
 from urllib.parse import quote
 
 import aiohttp
-import msgspec
 import orjson
 
 from empd.connectors.base import ConnectorConfig, Service, Site
 from empd.connectors.context import Context, JobView
 from empd.connectors.failures import ConnectorError, InvalidInput, ServiceUnavailable
 from empd.connectors.protocol import auth
-from empd.connectors.protocol.cache import Cache
 from empd.connectors.protocol.calls import Calls, Rules
 from empd.connectors.protocol.http_config import HTTPConfig, RequestOptions
 from empd.connectors.protocol.http_response import HTTPResponse, failure_of, value_if_json
 from empd.connectors.protocol.http_session import HTTPSession, Outgoing, read_bounded
 from empd.connectors.protocol.http_stream import HTTPStream
-from empd.connectors.protocol.json_pointer import MISSING
 from empd.connectors.protocol.retry import asked_wait_s
 from empd.connectors.protocol.verdicts import COMMON, Fault, Retry, Row, Trouble, VerdictTable
 from empd.connectors.redaction import Redaction
@@ -78,7 +75,6 @@ class HTTPConnector(Service):
         self.redact = Redaction()
         self.redact.learn([*site.secrets.values(), *auth.secrets_of(settings.auth)])
         self.calls = Calls(Rules(settings.retry, settings.rate_limit, settings.circuit), site)
-        self.cache = Cache(settings.cache) if settings.cache is not None else None
         self._endpoint = f"{settings.method} {settings.endpoint}"
         self._session: HTTPSession | None = None
 
@@ -136,16 +132,8 @@ class HTTPConnector(Service):
         return True
 
     async def process(self, job: JobView, context: Context) -> Any:
-        """One call: builds, sends, validates, parses. A result that the cache holds needs no call."""
-        cache = self.cache
-        if cache is None:
-            return await self._ask(job, context)
-        key = cache.key_of(await context.load())
-        found = cache.get(key, time.monotonic())
-        if found is MISSING:
-            found = await self._ask(job, context)
-            cache.put(key, found, len(msgspec.msgpack.encode(found)), time.monotonic())
-        return found
+        """One call: builds, sends, validates, parses."""
+        return await self._ask(job, context)
 
     async def _ask(self, job: JobView, context: Context) -> Any:
         await context.load()

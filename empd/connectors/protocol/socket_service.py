@@ -13,6 +13,7 @@ import msgspec
 from empd.connectors.base import ConnectorConfig, EndpointConfig, Service, Site
 from empd.connectors.failures import ConnectorError, ServiceUnavailable, describe
 from empd.connectors.protocol.auth import ApiKeyAuth, BasicAuth, BearerAuth, headers_of, query_of
+from empd.connectors.protocol.cache import CacheConfig
 from empd.connectors.protocol.correlation import Correlation, Delivery, Fate, MessageType
 from empd.connectors.protocol.dialect import Dialect
 from empd.connectors.protocol.link import LinkState
@@ -51,6 +52,7 @@ class WebSocketConfig(EndpointConfig):
     queue_messages_max: Count = 1_000
     early_results_max: Count = 256
     early_bytes_max: Count = 64 << 20
+    cache: CacheConfig | None = None
 
 
 class SocketService(Dialect, Service):
