@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
+FINISH_S_MAX = 1.0
+NOTES_MAX = 100
 _READ_BYTES = 1 << 16
 
 
 class Output(threading.Thread):
-    """Takes a server's pipe empty, in a thread: a disk that is stuck or full must
+    """Takes a server's pipe empty, in a thread that alone touches the disk: one that is stuck or full must
     hold up neither the keeper nor, as long as it can be helped, the server. What cannot be written is dropped."""
 
     def __init__(self, path: Path, bytes_max: int) -> None:
@@ -21,26 +25,44 @@ class Output(threading.Thread):
         self._half_bytes = bytes_max // 2
         self._fd = -1
         self._size = 0
-        self._lock = threading.Lock()
+        self._notes: deque[bytes] = deque(maxlen=NOTES_MAX)
         self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        self._noted_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def run(self) -> None:
-        """As long as this process lives, which has the other end too."""
-        while data := os.read(self.read_fd, min(_READ_BYTES, self._half_bytes)):
-            self.write(data)
+        """Until nobody has the other end any more."""
+        poll = select.poll()
+        poll.register(self._noted_fd, select.POLLIN)
+        poll.register(self.read_fd, select.POLLIN)
+        data: bytes | None = None
+        while data != b"":
+            ready = [fd for fd, _ in poll.poll()]
+            if self._noted_fd in ready:
+                os.eventfd_read(self._noted_fd)
+            if self.read_fd in ready:
+                data = os.read(self.read_fd, min(_READ_BYTES, self._half_bytes))
+                self.write(data)
+            while self._notes:
+                self.write(self._notes.popleft())
 
     def begin(self) -> None:
-        """The server has the other end: from now on its output is taken."""
+        """The server, if there is one, has the other end: from now on its output is taken."""
         self.start()
+
+    def finish(self) -> None:
+        """The server has ended: returns when all that it wrote is kept, or after `FINISH_S_MAX`."""
+        os.close(self.write_fd)
+        self.join(FINISH_S_MAX)
 
     def note(self, text: str) -> None:
         """A line of the daemon's own among the server's."""
-        self.write(f"--- empd {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}: {text}\n".encode())
+        self._notes.append(f"--- empd {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}: {text}\n".encode())
+        os.eventfd_write(self._noted_fd, 1)
 
     def write(self, data: bytes) -> None:
         """Appends; never raises."""
         data = data[-self._half_bytes :]
-        with self._lock, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             if self._fd < 0:
                 self._open()
             if self._size + len(data) > self._half_bytes:

@@ -87,8 +87,12 @@ class Keeper:
         """The keeper's whole life; returns the exit status, negative for a signal."""
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
-        if not self._start():
-            return EXIT_NOT_STARTED
+        try:
+            return await self._serve() if self._start() else EXIT_NOT_STARTED
+        finally:
+            self._output.finish()
+
+    async def _serve(self) -> int:
         process = self._process
         assert process is not None
         pidfd = os.pidfd_open(process.pid)
@@ -115,10 +119,10 @@ class Keeper:
                 self._process = launch(instance, self._output.write_fd)
         except OSError as error:
             problem = f"cannot be started: {error.strerror}: {error.filename}"
+        self._output.begin()
         if self._process is None:
             self._say(problem)
             return False
-        self._output.begin()
         self._say(f"started: pid {self._process.pid}, port {instance.port}", logging.INFO)
         return True
 

@@ -162,7 +162,7 @@ class Internal(Hosted):
         except Exception as error:  # foreign code: whatever it raises, the server's death may be behind it
             verdict = judge(error)
             if verdict.retry and await self._has_died(lease, verdict.failure):
-                raise self._death(lease, error) from error
+                raise await self._death(lease, error) from error
             raise
         finally:
             lease.jobs += 1
@@ -176,12 +176,12 @@ class Internal(Hosted):
                     await lease.dead.wait()
         return lease.dead.is_set()
 
-    def _death(self, lease: Lease, error: Exception) -> ConnectorError:
+    async def _death(self, lease: Lease, error: Exception) -> ConnectorError:
         name = self._view.instance.name
         if lease.told_to_stop:
             return ServiceUnavailable(f"its server {name} was stopped: {describe(error)}", cause=Cause.RELOAD)
         message = f"its server {name} died while the job ran on it: {describe(error)}"
-        return ServerDied(message, evidence=self._view.last_words())
+        return ServerDied(message, evidence=await self._view.last_words(lease))
 
     def _say(self, reason: str) -> None:
         """What the server's state means for the service; the connector's own is said by `_look`."""

@@ -8,6 +8,7 @@ once, through a pidfd.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from empd.lifecycle import ChildKind
 from empd.memory.board import Activity, Board, Identity, SlotState
 
 EVIDENCE_BYTES_MAX = 4096
+KEEPER_S_MAX = 2.0
+_LOOK_S = 0.02
 
 
 class Seat(NamedTuple):
@@ -91,8 +94,12 @@ class ServerView:
             os.close(lease.pidfd)
             self._seat.show_lease(0)
 
-    def last_words(self) -> str:
-        """The end of what the server wrote."""
+    async def last_words(self, lease: Lease) -> str:
+        """The end of what a server that died has written; all of it is in its log when its keeper has ended too."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KEEPER_S_MAX):
+                while self._is_ready(lease):
+                    await asyncio.sleep(_LOOK_S)
         try:
             with self._seat.log_path.open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - EVIDENCE_BYTES_MAX))
@@ -116,8 +123,7 @@ class ServerView:
         loop.add_reader(pidfd, self._died, lease)
         self._seat.show_lease(lease.generation)
         self.reason = ""
-        _, again, _ = self._find()
-        if again is None or again.generation != lease.generation or again.state is not SlotState.READY:
+        if not self._is_ready(lease):
             # Asked to leave between the look and the lease: it may not have seen the lease.
             self.reason = f"its server {instance.name} is being replaced"
             self.close()
@@ -130,6 +136,10 @@ class ServerView:
         lease.dead.set()
         self.reason = f"its server {self.instance.name} has ended"
         self._on_death()
+
+    def _is_ready(self, lease: Lease) -> bool:
+        _, identity, _ = self._find()
+        return identity is not None and identity.generation == lease.generation and identity.state is SlotState.READY
 
     def _find(self) -> tuple[int, Identity | None, Activity | None]:
         board = self._seat.board

@@ -152,7 +152,7 @@ def test_a_job_that_kills_its_server_again_and_again_ends_dead_with_the_servers_
     assert caught.value.failure == "unavailable"
     assert "died while the job ran on it" in str(caught.value)
     _, body = box.get(f"/v1/jobs/{handle.id}")
-    assert "starting on " in body["error"]["evidence"]
+    assert "the very last words" in body["error"]["evidence"]
     assert "killed by signal 11" in box.output("double@gpu0") + box.output("double@gpu1")
     wait_until(
         lambda: box.server("double@gpu0")["restarts"] + box.server("double@gpu1")["restarts"] >= before + 2,

@@ -39,6 +39,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         match body.get("do"):
             case "crash":
+                os.write(
+                    2, b"".join(b"before the end: %d\n" % number for number in range(2000)) + b"the very last words\n"
+                )
                 os.kill(os.getpid(), signal.SIGSEGV)
                 time.sleep(60)  # another thread may be the one that gets it
             case "ill" | "stuck" as what:
