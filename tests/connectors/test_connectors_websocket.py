@@ -32,6 +32,7 @@ from websockets.server import ServerProtocol
 from empd.connectors.base import ConnectorState, Site
 from empd.connectors.failures import AuthFailed, ConnectorError, RateLimited, ServiceTimeout, ServiceUnavailable
 from empd.connectors.protocol.asking import AskingConnector
+from empd.connectors.protocol.circuit_breaker import CircuitOpen, CircuitState
 from empd.connectors.protocol.correlation import MessageType
 from empd.connectors.protocol.dialect import RUNNING, UNKNOWN, Answer, Standing
 from empd.connectors.protocol.link import LinkState
@@ -87,6 +88,61 @@ def test_two_hundred_jobs_on_one_connection_each_get_their_own_answer() -> None:
             assert len(connector.correlation) == 0
             assert connector.correlation.early_bytes == 0
             assert len(server.connections) == 1
+
+    asyncio.run(run())
+
+
+class Ailing(Plain):
+    """Its service says so when it is not well."""
+
+    def extract_error(self, message: Any) -> ConnectorError:
+        return ServiceUnavailable("not well") if message["error"] == "ill" else ConnectorError("bad", retry=False)
+
+
+async def fails_as_told(server: Peer, connection: ServerConnection, message: dict[str, Any]) -> None:
+    if message["payload"] == "well":
+        await send(connection, type="job_complete", id=message["id"], result=1)
+    else:
+        await send(connection, type="job_error", id=message["id"], error=message["payload"])
+
+
+def test_a_circuit_counts_jobs_that_failed_by_the_services_fault_and_closes_again() -> None:
+    async def run() -> None:
+        circuit = {"failures_max": 2, "open_s": 0.2}
+        async with peer(fails_as_told) as server, opened(Ailing, server.url, circuit=circuit) as connector:
+
+            async def outcome(payload: str) -> type:
+                with contextlib.suppress(ConnectorError):
+                    return type(await run_job(connector, context_of(payload, job_id=next(numbers))))
+                return ConnectorError
+
+            numbers = iter(range(1, 1000))
+            for payload in ("mine", "mine", "mine", "ill", "ill"):
+                await outcome(payload)
+            assert len(server.got) == 5
+            assert connector.calls.circuits["jobs"].state is CircuitState.OPEN
+            with pytest.raises(CircuitOpen) as caught:
+                await run_job(connector, context_of("well", job_id=500))
+            assert caught.value.retry_after_s > 0
+            assert len(server.got) == 5  # nothing was handed over
+            async with asyncio.timeout(60):
+                while await outcome("well") is ConnectorError:
+                    await asyncio.sleep(0.02)
+            assert connector.calls.circuits["jobs"].state is CircuitState.CLOSED
+
+    asyncio.run(run())
+
+
+def test_no_more_jobs_are_handed_over_than_the_rate_limit_lets_through() -> None:
+    async def run() -> None:
+        limit = {"per_s": 0.001, "burst": 2}
+        async with peer(answers) as server, opened(Plain, server.url, rate_limit=limit) as connector:
+            for number in (1, 2):
+                assert await run_job(connector, context_of(number, job_id=number)) == 2 * number
+            with pytest.raises(RateLimited) as caught:
+                await run_job(connector, context_of(3, job_id=3))
+            assert caught.value.retry_after_s > 60
+            assert len(server.ids("job")) == 2
 
     asyncio.run(run())
 

@@ -14,9 +14,11 @@ from empd.connectors.base import ConnectorConfig, EndpointConfig, Service, Site
 from empd.connectors.failures import ConnectorError, ServiceUnavailable, describe
 from empd.connectors.protocol.auth import ApiKeyAuth, BasicAuth, BearerAuth, headers_of, query_of
 from empd.connectors.protocol.cache import CacheConfig
+from empd.connectors.protocol.circuit_breaker import CircuitConfig
 from empd.connectors.protocol.correlation import Correlation, Delivery, Fate, MessageType
 from empd.connectors.protocol.dialect import Dialect
 from empd.connectors.protocol.link import LinkState
+from empd.connectors.protocol.rate_limit import RateLimitConfig
 from empd.connectors.protocol.retry import RetryConfig, asked_wait_s
 from empd.connectors.protocol.run import Run
 from empd.connectors.protocol.socket import Frame, Handshake, KeptSocket, SocketOptions
@@ -35,6 +37,7 @@ class WebSocketConfig(EndpointConfig):
     job before it is asked for; `job_timeout_s`: limit of a whole job beside the job's own (0: none).
     `heartbeat_interval_s` 0: no heartbeat. A job holds at most `queue_messages_max` messages that were not looked at
     yet; ends of jobs that nobody waits for yet are kept up to `early_results_max` and `early_bytes_max`.
+    `rate_limit` counts jobs that are handed over; `circuit` jobs that failed by the service's fault.
     """
 
     url: str = ""
@@ -52,6 +55,8 @@ class WebSocketConfig(EndpointConfig):
     queue_messages_max: Count = 1_000
     early_results_max: Count = 256
     early_bytes_max: Count = 64 << 20
+    rate_limit: RateLimitConfig | None = None
+    circuit: CircuitConfig | None = None
     cache: CacheConfig | None = None
 
 

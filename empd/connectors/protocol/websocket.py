@@ -21,11 +21,13 @@ from typing import Any
 from empd.connectors.base import ConnectorConfig, Resumable, Site
 from empd.connectors.context import Context, JobView
 from empd.connectors.failures import ConnectorError, ServiceTimeout, ServiceUnavailable, describe
+from empd.connectors.protocol.calls import Calls, Rules
 from empd.connectors.protocol.correlation import Delivery, MessageType
 from empd.connectors.protocol.dialect import JobIds, Standing
 from empd.connectors.protocol.link import LinkState
 from empd.connectors.protocol.run import Run, Stopped
 from empd.connectors.protocol.socket_service import SocketService
+from empd.connectors.protocol.verdicts import Fault, Retry, Row, Trouble
 from empd.errors import FailureClass
 
 OWED_MAX = 1_000
@@ -33,6 +35,12 @@ OWED_MAX = 1_000
 
 _FOR_GOOD = ("cancelled", "timeout")
 """A job that stops for one of these reasons is not taken up by another attempt where it stood."""
+
+
+JOBS = "jobs"
+"""What the circuit is called: there is one for all jobs of the connection."""
+
+_SERVICE_FAULTS = (FailureClass.UNAVAILABLE, FailureClass.TIMEOUT, FailureClass.BAD_RESPONSE)
 
 
 class NotThere(ServiceUnavailable):
@@ -45,13 +53,26 @@ class WebSocketConnector(SocketService):
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         super().__init__(config, site)
         self.resumes = isinstance(self, Resumable)
+        self.calls = Calls(Rules(self.config.reconnect, self.config.rate_limit, self.config.circuit), site)
         self._turn = asyncio.Lock()
         self._owed: dict[str, None] = {}
 
     async def process(self, job: JobView, context: Context) -> Any:
-        """Hands the job over and waits for its end."""
+        """Hands the job over and waits for its end. One whole job is one call to limits and circuit."""
         run = Run(context, self.correlation, self.job_id_of(context), named=self.job_ids is JobIds.OURS)
-        return await self._attempt(run, handed_over=False)
+
+        async def attempt() -> Any:
+            try:
+                return await self._attempt(run, handed_over=False)
+            except ConnectorError as error:
+                if error.failure in _SERVICE_FAULTS and not isinstance(error, Stopped):
+                    raise Trouble(Row(error.failure, Retry.NEVER, Fault.SERVICE), error) from error
+                raise
+
+        try:
+            return await self.calls.once(JOBS, attempt, context)
+        except Trouble as trouble:
+            raise trouble.error from trouble.__cause__
 
     async def resume(self, job: JobView, context: Context) -> Any:
         """Takes up what an earlier attempt handed over; hands it over anew when the service does not know it."""
