@@ -154,15 +154,26 @@ class Tally:
         self._counts[key] = self._counts.get(key, 0) + by
 
     def observe(self, name: str, labels: Labels, values: Iterable[float]) -> None:
-        """Adds observations (seconds) to a histogram."""
+        """Adds observations (seconds) to a histogram. Of many, each bound is looked up, not each observation."""
         key = (name, labels)
         known = self._histograms.get(key)
         if known is None:
             known = self._histograms[key] = ([0] * (len(BUCKETS) + 1), [0.0])
         counts, total = known
-        for value in values:
-            counts[bisect.bisect_left(BUCKETS, value)] += 1
-            total[0] += value
+        ordered = sorted(values)
+        total[0] += sum(ordered)
+        if len(ordered) < len(BUCKETS):
+            for value in ordered:
+                counts[bisect.bisect_left(BUCKETS, value)] += 1
+            return
+        counted = 0
+        for index, bound in enumerate(BUCKETS):
+            if counted == len(ordered):
+                break
+            through = bisect.bisect_right(ordered, bound, counted)
+            counts[index] += through - counted
+            counted = through
+        counts[-1] += len(ordered) - counted
 
     def values(self) -> Iterator[tuple[Key, Value]]:
         """Every series."""

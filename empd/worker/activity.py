@@ -25,6 +25,7 @@ GAP_NS_MIN = NS_PER_S // 20
 BASELINE_FACTOR = 1.25
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PROCESSES_MAX = 1_000
+_PIDS_BYTES = 8 * _PROCESSES_MAX
 
 
 class Activities:
@@ -33,6 +34,7 @@ class Activities:
     def __init__(self, child: Child, memory_bytes_max: int, on_heavy: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self.board = Board.attach(child.board_fd)
+        self._memory = Memory()
         self._leases: dict[str, int] = {}
         self._writer = self.board.writer(child.slot, Activity)
         self._memory_bytes_max = memory_bytes_max
@@ -51,7 +53,7 @@ class Activities:
     def measure_baseline(self, log: Log) -> None:
         """Call when everything is loaded: no limit below what an idle worker needs could ever hold."""
         if self._memory_bytes_max:
-            baseline_bytes = int(_rss_bytes() * BASELINE_FACTOR)
+            baseline_bytes = int(self._memory.rss_bytes() * BASELINE_FACTOR)
             self._limit_bytes = max(self._memory_bytes_max, baseline_bytes)
             if self._limit_bytes != self._memory_bytes_max:
                 limits = {"limit_bytes": self._memory_bytes_max, "used_bytes": self._limit_bytes}
@@ -88,8 +90,9 @@ class Activities:
         ]
 
     def close(self) -> None:
-        """Unmaps the board."""
+        """Unmaps the board. No more may be written."""
         self.board.close()
+        self._memory.close()
 
     def _late(self) -> None:
         self._pending = False
@@ -97,7 +100,7 @@ class Activities:
 
     def _write(self, now_ns: int) -> None:
         self._last_ns = now_ns
-        self.rss_bytes = _rss_bytes()
+        self.rss_bytes = self._memory.rss_bytes()
         running = self._lanes.running if self._lanes else []
         # Of several jobs the board shows the one that has not moved for longest: it is the one that may hang.
         shown = min(running, key=_moved_ns, default=None)
@@ -123,16 +126,35 @@ def _moved_ns(context: Context) -> int:
     return context.moved_ns or context.started_ns
 
 
-def _rss_bytes() -> int:
+class Memory:
     """Resident memory of this process and those below it: what a callable in a process of its own takes counts for the
-    worker that it works for."""
-    pages = 0
-    left = [os.getpid()]
-    for _ in range(_PROCESSES_MAX):
-        if not left:
-            break
-        pid = left.pop()
-        with contextlib.suppress(OSError):  # it has just ended, or the kernel does not tell of children
-            pages += int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
-            left += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split())
-    return pages * _PAGE_BYTES
+    worker that it works for.
+
+    It is asked for twenty times a second under load; so the two files that always count are kept open.
+    """
+
+    def __init__(self) -> None:
+        pid = os.getpid()
+        self._own = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+        self._below = -1
+        with contextlib.suppress(OSError):  # the kernel does not tell of children
+            self._below = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY)
+
+    def rss_bytes(self) -> int:
+        """What is resident now."""
+        pages = int(os.pread(self._own, 256, 0).split()[1])
+        left = [*map(int, os.pread(self._below, _PIDS_BYTES, 0).split())] if self._below >= 0 else []
+        for _ in range(_PROCESSES_MAX):
+            if not left:
+                break
+            pid = left.pop()
+            with contextlib.suppress(OSError):  # it has just ended
+                pages += int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+                left += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split())
+        return pages * _PAGE_BYTES
+
+    def close(self) -> None:
+        """Closes the files; closing twice is fine."""
+        for descriptor in {self._own, self._below} - {-1}:
+            os.close(descriptor)
+        self._own = self._below = -1
