@@ -1,6 +1,6 @@
 """Keeps history: follows the journal's RESULTS rows and writes them in bulk.
 
-    broker ── Rows (kinds: RESULTS) ──▶ one transaction ──▶ CursorAck
+    broker ── Rows (kinds: RESULTS) ──▶ transactions of a bounded size ──▶ CursorAck
 
 The row numbers are written in the same transaction as the rows, so a crash anywhere repeats nothing and loses
 nothing: after a restart it goes on behind the last row written. The acknowledgement only lets the broker trim.
@@ -31,6 +31,10 @@ from empd.wire.frames import Reset
 
 CONSUMER = "history"
 RESTART_S = 0.5
+JOBS_PER_TRANSACTION = 2_000
+"""After so many the transaction ends with its journal row; whoever asks history something else gets a turn."""
+
+_COMPLETED = int(Outcome.COMPLETED)
 
 
 class Projector(Duty):
@@ -73,7 +77,11 @@ class Projector(Duty):
                     self._tally.count("empd_history_resets_total")
                     await self._move(frame.first_seq - 1)
                     continue
-                archive.through_seq = await archive.call(functools.partial(self._project, rows=frame.rows))
+                rows = frame.rows
+                while rows:
+                    count = await archive.call(functools.partial(self._project, rows=rows))
+                    archive.through_seq = rows[count - 1][0]
+                    rows = rows[count:]
                 self.failure = ""
 
     async def _join(self, instance: str) -> int:
@@ -90,9 +98,14 @@ class Projector(Duty):
         self._archive.through_seq = cursor
 
     def _project(self, history: History, rows: Sequence[Row]) -> int:
-        """Writes what the rows say of ended jobs, in the archive's thread; returns the last row's number."""
+        """Writes what the rows say of ended jobs, in the archive's thread, `JOBS_PER_TRANSACTION` and what is left of
+        the last one's row; returns how many rows are done."""
         finished: list[FinishedRecord] = []
+        done = 0
         for _, _, kind, _, body in rows:
+            if len(finished) >= JOBS_PER_TRANSACTION:
+                break
+            done += 1
             if kind == Kind.RESULTS:
                 try:
                     results: Results = decode_body(kind, body)
@@ -103,38 +116,39 @@ class Projector(Duty):
                 tally_results(self._tally, results)
                 if self._tracer.on:
                     trace_results(self._tracer, results, self._instance)
-        through_seq = rows[-1][0]
-        history.apply(through_seq, finished)
-        return through_seq
+        history.apply(rows[done - 1][0], finished)
+        return done
 
 
 def tally_results(tally: Tally, results: Results) -> None:
     """Counts ended jobs for the metrics."""
+    at_ns = results.at_ns
     for group in results.groups:
+        jobs = group.jobs
         service = render.options_of(group).service
-        queued: list[float] = []
-        ran: dict[bool, list[float]] = {True: [], False: []}
-        counts: dict[tuple[int, str], int] = {}
-        attempts = 0
-        for job in group.jobs:
-            failure = job.error.failure if job.error else ""
-            counts[job.outcome, failure] = counts.get((job.outcome, failure), 0) + 1
-            attempts += job.attempts
-            if job.started_ns:
-                queued.append(max(0, job.started_ns - job.submitted_ns) / NS_PER_S)
-                run_s = max(0, results.at_ns - job.started_ns) / NS_PER_S
-                ran[job.outcome == Outcome.COMPLETED].append(run_s)
-        for (outcome, failure), count in counts.items():
+        ends: dict[tuple[int, str], int] = {}
+        for job in jobs:
+            end = (job.outcome, job.error.failure if job.error else "")
+            ends[end] = ends.get(end, 0) + 1
+        for (outcome, failure), count in ends.items():
             status = render.outcome_label(outcome)
             labels = (("cause", failure), ("outcome", status), ("service", service), ("status", status))
             tally.count("empd_jobs_total", labels, count)
         of_service = (("service", service),)
-        tally.count("empd_job_attempts_total", of_service, attempts)
+        tally.count("empd_job_attempts_total", of_service, sum([job.attempts for job in jobs]))
+        begun = [job for job in jobs if job.started_ns]
+        queued = _seconds([job.started_ns - job.submitted_ns for job in begun])
         tally.observe("empd_job_queue_seconds", of_service, queued)
-        tally.observe("empd_job_run_seconds", of_service, ran[True] + ran[False])
-        for success, times in ran.items():
+        ended_well = _seconds([at_ns - job.started_ns for job in begun if job.outcome == _COMPLETED])
+        ended_badly = _seconds([at_ns - job.started_ns for job in begun if job.outcome != _COMPLETED])
+        tally.observe("empd_job_run_seconds", of_service, ended_well + ended_badly)
+        for success, times in (("true", ended_well), ("false", ended_badly)):
             if times:
-                tally.observe("empd_job_duration_seconds", (*of_service, ("success", str(success).lower())), times)
+                tally.observe("empd_job_duration_seconds", (*of_service, ("success", success)), times)
+
+
+def _seconds(spans_ns: list[int]) -> list[float]:
+    return [span_ns / NS_PER_S if span_ns > 0 else 0.0 for span_ns in spans_ns]
 
 
 def trace_results(tracer: Tracer, results: Results, instance: str) -> None:

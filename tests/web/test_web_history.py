@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import zmq
 from web_broker import BrokerDouble
 from web_harness import Web, wait_for
@@ -17,10 +20,16 @@ from empd.payload import FRAME_BYTES_MAX, BlobRef
 from empd.queue.rows import Kind
 from empd.result import FinishedGroup, FinishedJob, JobError, Results
 from empd.store.history import History
+from empd.store.record import FinishedRecord
 from empd.web import records
+from empd.web.archive import Archive
+from empd.web.gateway import Gateway
 from empd.web.history_socket import answer
+from empd.web.projector import JOBS_PER_TRANSACTION, Projector
+from empd.web.series import Tally
+from empd.web.transitions import Row
 from empd.wire import codec
-from empd.wire.frames import HistoryAnswer, HistoryAsk
+from empd.wire.frames import HistoryAnswer, HistoryAsk, Reset, Rows
 from empd.wire.telemetry import JobLog
 
 OPTIONS = JobOptions(service="s", priority=60, customer_id="c", labels={"k": "v"})
@@ -45,6 +54,62 @@ def ask(web: Web, data: bytes, timeout_ms: int = 5_000) -> Any:
 
 def kept_through(broker: BrokerDouble, seq: int) -> None:
     wait_for(lambda: broker.acked.get("history", 0) >= seq, f"history up to row {seq}")
+
+
+class OneFrame(Gateway):
+    """Follows a journal that has one frame of rows to tell."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        super().__init__("")
+        self._rows = rows
+        self.taken = asyncio.Event()
+
+    async def follow(
+        self,
+        consumer: str,
+        from_seq: int,
+        kinds: Iterable[int] = (),
+        joined: Callable[[str], Awaitable[int]] | None = None,
+    ) -> AsyncGenerator[Rows | Reset, None]:
+        assert joined is not None
+        await joined("instance")
+        yield Rows(consumer, self._rows)
+        self.taken.set()
+        await asyncio.Event().wait()
+
+
+def test_a_frame_of_many_jobs_is_written_in_transactions_of_a_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, int]] = []
+    apply = History.apply
+
+    def noted(self: History, through_seq: int, finished: Iterable[FinishedRecord]) -> None:
+        records = list(finished)
+        written.append((through_seq, len(records)))
+        apply(self, through_seq, records)
+
+    monkeypatch.setattr(History, "apply", noted)
+    row_jobs, row_count = 256, 40
+    bodies = [results(*(job(row * row_jobs + number) for number in range(row_jobs))) for row in range(row_count)]
+    rows = [(seq, 1, int(Kind.RESULTS), 0, codec.encode(body)) for seq, body in enumerate(bodies, 1)]
+
+    async def project() -> dict[str, int]:
+        archive, gateway = Archive(tmp_path / "history.db"), OneFrame(rows)
+        await archive.open()
+        projector = Projector(gateway, archive, Tally())
+        projector.start()
+        await asyncio.wait_for(gateway.taken.wait(), 60)
+        assert archive.through_seq == row_count
+        stats = await archive.call(lambda history: history.stats())
+        await projector.stop()
+        await archive.close()
+        return stats
+
+    stats = asyncio.run(project())
+    assert (stats["rows"], stats["cursor"]) == (row_jobs * row_count, row_count)
+    assert [seq for seq, _ in written] == [8, 16, 24, 32, 40]
+    assert all(count < JOBS_PER_TRANSACTION + row_jobs for _, count in written)
 
 
 def test_socket_answers_what_history_holds(web: Web, broker: BrokerDouble) -> None:

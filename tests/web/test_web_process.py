@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from web_broker import BrokerDouble
 from web_harness import SLOT, Web, wait_for
 
 from empd.lifecycle import Notice
+from empd.web import process
 
 
 def test_serves_health_and_status_as_a_child(web: Web) -> None:
@@ -20,6 +25,22 @@ def test_serves_health_and_status_as_a_child(web: Web) -> None:
     assert status["broker"]["boot"] == 1
     assert status["ready"] is True
     assert [child["name"] for child in status["children"]] == ["web"]
+
+
+def test_history_does_not_hold_the_interpreter_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(life: Coroutine[Any, Any, int]) -> int:
+        life.close()
+        return 0
+
+    monkeypatch.setattr(process.os, "nice", lambda _: 0)
+    monkeypatch.setattr(process.uvloop, "run", run)
+    monkeypatch.setattr(process, "WebProcess", lambda _: SimpleNamespace(serve=AsyncMock()))
+    before_s = sys.getswitchinterval()
+    try:
+        assert process.main(SimpleNamespace()) == 0  # type: ignore[arg-type]
+        assert sys.getswitchinterval() <= 0.001
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 def test_address_file_names_the_chosen_port(web: Web) -> None:
