@@ -115,6 +115,32 @@ def test_idle_work_gives_the_disk_back(open_journal: Opener, path: Path) -> None
     assert audit.verify(path).problems == []
 
 
+def pages_in_log(path: Path) -> int:
+    """The frames of the write-ahead log, as SQLite's index of it says them (mxFrame in its file format)."""
+    with path.with_name(path.name + "-shm").open("rb") as index:
+        return int.from_bytes(index.read(20)[16:], sys.byteorder)
+
+
+@pytest.mark.parametrize("size", [500, 30_000])
+def test_what_one_commit_moves_into_the_database_is_bounded(open_journal: Opener, path: Path, size: int) -> None:
+    journal = open_journal()
+    log = path.with_name(path.name + "-wal")
+    laid_out_bytes = log.stat().st_size
+    moved: list[int] = []
+    before = 0
+    for seq in range(1, 16_000_000 // (size + 4_000)):
+        journal.append(rows_from(seq, 1, os.urandom(size)))
+        journal.commit()
+        pages = pages_in_log(path)
+        if pages < before:  # begun again: all that stood there was moved by the commit before
+            moved.append(before)
+        before = pages
+    assert len(moved) >= 2
+    own_pages = 2 + size // 4_096 + 2
+    assert max(moved) * 4_096 <= (2 << 20) + own_pages * 4_096
+    assert log.stat().st_size == laid_out_bytes >= 8 << 20
+
+
 def test_free_disk_is_what_the_file_system_says(open_journal: Opener, path: Path) -> None:
     status = os.statvfs(path.parent)
     assert abs(open_journal().free_disk_bytes() - status.f_bavail * status.f_frsize) < 1 << 30
