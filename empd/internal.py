@@ -115,8 +115,10 @@ def instance_name(service: str, gpu_index: int | None, instance: int) -> str:
 
 def name_at(service: str, server: InternalServer, is_gpu_bound: bool, offset: int) -> str:
     """The name of the instance whose port is `offset` above the base port."""
+    if not is_gpu_bound:
+        return instance_name(service, None, offset)
     gpu_index, instance = divmod(offset, server.instances_per_gpu)
-    return instance_name(service, gpu_index if is_gpu_bound else None, instance)
+    return instance_name(service, gpu_index, instance)
 
 
 def offset_of(name: str, server: InternalServer) -> int:

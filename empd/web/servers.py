@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from empd import clock
-from empd.connectors.redaction import Redaction
+from empd.connectors.redaction import Redaction, secrets_in
 from empd.errors import FailureClass
 from empd.internal import log_path, name_at, offset_of
 from empd.lifecycle import ChildKind
@@ -110,11 +110,13 @@ def _lines(text: str | None) -> int:
 
 
 def _redaction(mapping: Mapping, service: str) -> Redaction:
-    """Hides the secrets that the service and its workers require."""
-    names = set(mapping.services[service].required_env)
+    """Hides the secrets that the service and its workers require, and those that its entry holds."""
+    entry = mapping.services[service]
+    names = set(entry.required_env)
     for worker in mapping.workers.values():
         if service in worker.services:
             names |= {*worker.required_env}
     redact = Redaction()
     redact.learn(os.environ.get(name, "") for name in names)
+    redact.learn(secrets_in([entry.api_config, entry.server.environment if entry.server is not None else {}]))
     return redact

@@ -13,6 +13,7 @@ from empd.connectors.base import Connector, ConnectorState, Service
 from empd.connectors.context import Context, JobView
 from empd.connectors.endpoints import Endpoints
 from empd.connectors.failures import ConnectorError, ServiceUnavailable, describe
+from empd.connectors.redaction import secrets_in
 from empd.connectors.verdict import judge
 from empd.errors import FailureClass
 from empd.internal import ServerInstance
@@ -44,6 +45,7 @@ class Internal(Hosted):
     def attach(self, instance: ServerInstance, seat: Seat, tell: Callable[[Control], bool]) -> None:
         """Which server, and how the supervisor is told; before `build`."""
         self._server = instance.server
+        self.redact.learn(secrets_in(instance.server.environment))  # what it writes becomes evidence
         self._view = ServerView(instance, seat, self._on_death)
         self._tell = tell
         self._wake = asyncio.Event()

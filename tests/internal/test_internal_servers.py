@@ -51,7 +51,7 @@ def run_home() -> Iterator[Home]:
             gpu=True,
             command=command,
             working_directory="/",
-            environment={"CARD": "{gpu_uuid}:{port}"},
+            environment={"CARD": "{gpu_uuid}:{port}", "OWN_TOKEN": "tell-nobody"},
             vram_max_bytes="1 GiB",
         ),
         "brief": internal(base_port + 2, recycle_after_jobs=3, stop_s=0.3),
@@ -130,11 +130,12 @@ def test_the_log_is_told_and_what_is_not_there_is_not_found(box: ServerBox) -> N
     status, body = box.get("/v1/services/double/instances/1/log")
     assert (status, body["name"], body["index"]) == (200, "double@gpu1", 1)
     assert any(line.startswith("starting on ") for line in body["lines"])
-    assert "a word on stderr" in body["lines"]
+    assert {"a word on stderr", "my token is ***"} <= {*body["lines"]}
     _, body = box.get("/v1/services/double/instances/1/log?lines=1")
     assert len(body["lines"]) == 1
     for path, expected in (
         ("double/instances/9/log", 404),
+        ("plain/instances/1/log", 404),
         ("nothing/instances/0/log", 404),
         ("double/instances/x/log", 400),
         ("double/instances/-1/log", 400),
@@ -152,7 +153,7 @@ def test_a_job_that_kills_its_server_again_and_again_ends_dead_with_the_servers_
     assert caught.value.failure == "unavailable"
     assert "died while the job ran on it" in str(caught.value)
     _, body = box.get(f"/v1/jobs/{handle.id}")
-    assert "the very last words" in body["error"]["evidence"]
+    assert "my token was ***: the very last words" in body["error"]["evidence"]
     assert "killed by signal 11" in box.output("double@gpu0") + box.output("double@gpu1")
     wait_until(
         lambda: box.server("double@gpu0")["restarts"] + box.server("double@gpu1")["restarts"] >= before + 2,

@@ -39,9 +39,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         match body.get("do"):
             case "crash":
-                os.write(
-                    2, b"".join(b"before the end: %d\n" % number for number in range(2000)) + b"the very last words\n"
-                )
+                words = [f"before the end: {number}" for number in range(2000)]
+                words.append(f"my token was {os.environ.get('OWN_TOKEN', '')}: the very last words")
+                os.write(2, "\n".join(words).encode())
                 os.kill(os.getpid(), signal.SIGSEGV)
                 time.sleep(60)  # another thread may be the one that gets it
             case "ill" | "stuck" as what:
@@ -91,6 +91,7 @@ def on_term(number: int, frame: Any) -> None:
 if __name__ == "__main__":
     print(f"starting on {sys.argv[1]}", flush=True)
     print("a word on stderr", file=sys.stderr, flush=True)
+    print(f"my token is {os.environ.get('OWN_TOKEN', '')}", flush=True)
     if len(sys.argv) > 2:
         time.sleep(float(sys.argv[2]))
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
