@@ -182,7 +182,8 @@ class Worker:
             await hosted.open(self._offer)
             self._offer()
 
-        await asyncio.gather(*(begin(hosted) for hosted in self._services.values()))
+        async with self._reloading:  # a reload that comes meanwhile would open them a second time
+            await asyncio.gather(*(begin(hosted) for hosted in self._services.values()))
         gc.collect()
         gc.freeze()
         self._opened = True

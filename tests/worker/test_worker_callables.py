@@ -258,6 +258,29 @@ def test_an_import_error_is_a_reason_and_reload_tries_again(broker: BrokerDouble
     assert broker.result(broker.assign("s", [None])[0]) == "here"
 
 
+def test_a_reload_while_a_model_loads_does_not_load_it_twice(broker: BrokerDouble, start, tmp_path: Path) -> None:
+    (tmp_path / "loading_module.py").write_text(
+        "import asyncio, pathlib\n"
+        "HERE = pathlib.Path(__file__).parent\n"
+        "class Model:\n"
+        "    async def setup(self):\n"
+        "        with (HERE / 'loads').open('a') as loads:\n"
+        "            loads.write('+')\n"
+        "        while not (HERE / 'go').exists():\n"
+        "            await asyncio.sleep(0.2)\n"
+        "    def process(self, payload, context):\n"
+        "        return 'here'\n"
+    )
+    loads = tmp_path / "loads"
+    worker = start({"s": python("loading_module:Model")}, settings={"python_path": [str(tmp_path)]})
+    until(loads.exists, "the model to load")
+    worker.say(Notice.RELOAD)
+    (tmp_path / "go").touch()
+    until(lambda: latest_offers(broker)["s"].slots == 1, "the offer")
+    assert broker.result(broker.assign("s", [None])[0]) == "here"
+    assert loads.read_text() == "+"
+
+
 def latest_offers(broker: BrokerDouble) -> dict[str, frames.ServiceOffer]:
     said = broker.of(frames.Capacity) or broker.of(frames.WorkerHello)
     return {offer.service: offer for offer in said[-1].offers}
