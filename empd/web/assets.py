@@ -37,6 +37,8 @@ class AssetRetention(Duty):
 
     def __init__(self, root: Path, keep_s: float) -> None:
         super().__init__()
+        # It is there from the start, so that a backup needs no question whether anything was saved yet.
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root = root
         self._keep_s = keep_s
         self._every_s = min(EVERY_S, max(keep_s / 4, EVERY_S_MIN))
