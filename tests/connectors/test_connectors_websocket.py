@@ -274,6 +274,27 @@ def test_after_a_loss_each_job_is_asked_for(answer: Answer | None, result: Any) 
     asyncio.run(run())
 
 
+def test_after_a_loss_all_jobs_are_asked_for_at_once() -> None:
+    class Patient(Resuming):
+        async def query_job(self, job_id: str, context: Any) -> Answer:
+            self.asked.append(job_id)
+            await until(lambda: len(self.asked) == 20)
+            return RUNNING
+
+    async def run() -> None:
+        async with peer(takes) as server, opened(Patient, server.url) as connector:
+            contexts = [context_of(number, job_id=number) for number in range(20)]
+            jobs = [asyncio.create_task(run_job(connector, context)) for context in contexts]
+            await until(lambda: len(server.got) == 20)
+            server.connections[0].transport.abort()
+            await until(lambda: len(server.connections) == 2 and len(connector.asked) == 20)
+            for context in contexts:
+                await send(server.connections[1], type="job_complete", id=connector.job_id_of(context), result="well")
+            assert await asyncio.gather(*jobs) == ["well"] * 20
+
+    asyncio.run(run())
+
+
 class Asking(Plain, AskingConnector):
     """Asks by message; whatever is said of the job is an answer."""
 
@@ -509,6 +530,31 @@ def test_a_missing_acknowledgement_never_names_the_next_job() -> None:
             connector.config.message_timeout_s = 20
             assert await run_job(connector, context_of(2, job_id=2)) == 2
             await until(lambda: len(server.connections) == 2)
+
+    asyncio.run(run())
+
+
+def test_a_cancel_before_the_acknowledgement_hits_no_neighbour_and_ends_the_job_under_its_name() -> None:
+    class InTurnCancelling(InTurn, Cancelling):
+        confirms_cancel = False
+
+    async def names_the_first(server: Peer, connection: ServerConnection, message: dict[str, Any]) -> None:
+        if message["type"] == "job" and message["payload"] != 2:
+            await send(connection, type="job_submit", id=f"s{message['payload']}")
+
+    async def run() -> None:
+        async with peer(names_the_first) as server, opened(InTurnCancelling, server.url) as connector:
+            contexts = [context_of(number, job_id=number) for number in (1, 2, 3)]
+            jobs = [asyncio.create_task(run_job(connector, context)) for context in contexts]
+            await until(lambda: len(server.got) == 2)
+            await cancelled(connector, contexts[1], jobs[1])
+            await send(server.connections[0], type="job_submit", id="s2")
+            await until(lambda: server.ids("cancel") == ["s2"])
+            await until(lambda: len(server.ids("job")) == 3)
+            for number in (1, 3):
+                await send(server.connections[0], type="job_complete", id=f"s{number}", result=number)
+            assert (await jobs[0], await jobs[2]) == (1, 3)
+            assert (len(server.connections), len(connector.correlation)) == (1, 0)
 
     asyncio.run(run())
 

@@ -33,6 +33,11 @@ from empd.errors import FailureClass
 OWED_MAX = 1_000
 """Cancels that could not be sent, kept until the connection is back."""
 
+NAME_S_MAX = 10.0
+"""How long a job that was told to stop waits for the service to name it, before its connection is broken."""
+
+POLL_S = 0.05
+
 _FOR_GOOD = ("cancelled", "timeout")
 """A job that stops for one of these reasons is not taken up by another attempt where it stood."""
 
@@ -141,30 +146,49 @@ class WebSocketConnector(SocketService):
         if self.resumes:
             chosen_id = run.key if self.job_ids is JobIds.OURS else ""
             await run.context.upstream.intend(self.connector_id or type(self).__name__, chosen_id)
-        async with contextlib.AsyncExitStack() as stack:
+        async with contextlib.AsyncExitStack() as turn:
             if self.job_ids is JobIds.TURN:
-                await run.unless_stopped(stack.enter_async_context(self._turn))
-                stack.callback(setattr, self, "in_turn", None)
+                await run.unless_stopped(turn.enter_async_context(self._turn))
+                turn.callback(setattr, self, "in_turn", None)
                 self.in_turn = run
             if run.context.cancelled:
                 raise Stopped("the job was told to stop")
             run.owed = True
-            await self.submit(run.key, run.context)
-            if not run.named and await self._named(run) and self.resumes:
+            generation = self.socket.generation
+            try:
+                await self.submit(run.key, run.context)
+                is_news = not run.named and await self._named(run)
+            finally:
+                if not run.named and self.in_turn is run:
+                    self.spawn(self._name_late(run, turn.pop_all(), generation))
+            if is_news and self.resumes:
                 await run.context.upstream.submitted(run.key)
 
     async def _named(self, run: Run) -> bool:
         """Waits until the service has said its own id for the job; False when the job has ended without one."""
-        generation, limit_s = self.socket.generation, self.config.message_timeout_s
-        try:
-            while not (run.named or run.box.ended):
-                if not await run.news(limit_s):
-                    raise ServiceTimeout(f"not acknowledged within {limit_s:g} s")
-            return run.named
-        finally:
-            if not run.named and self.job_ids is JobIds.TURN:
-                # An acknowledgement that comes later would be taken for that of the next job.
-                self.spawn(self.socket.drop(generation))
+        limit_s = self.config.message_timeout_s
+        while not (run.named or run.box.ended):
+            if not await run.news(limit_s):
+                raise ServiceTimeout(f"not acknowledged within {limit_s:g} s")
+        return run.named
+
+    async def _name_late(self, run: Run, turn: contextlib.AsyncExitStack, generation: int) -> None:
+        """An attempt has ended before the service named its job: that name would be taken for the next job's.
+
+        A job that was told to stop waits for it a while, as breaking the connection would hit its neighbours, and is
+        then ended under it.
+        """
+        async with turn:
+            clock = asyncio.get_running_loop().time
+            until_s = clock() + (NAME_S_MAX if run.context.cancelled else 0)
+            while not run.named and self.socket.usable and self.socket.generation == generation and clock() < until_s:
+                await run.news(POLL_S)
+            if not run.named:
+                await self.socket.drop(generation)
+                return
+        self.correlation.forget(run.box)
+        if self._is_for_good(run.context):
+            self._owe(run.key)
 
     async def _follow(self, run: Run) -> Any:
         while True:
@@ -247,7 +271,5 @@ class WebSocketConnector(SocketService):
         await super().greet(again)
         if again:
             lost = ServiceUnavailable("the connection was lost, and the service does not know the job any more")
-            for run in tuple(self.runs.values()):
-                if run.owed:
-                    await self._ask(run, lost)
+            await asyncio.gather(*(self._ask(run, lost) for run in tuple(self.runs.values()) if run.owed))
             await self._pay()
