@@ -114,7 +114,8 @@ class HTTPConnector(Service):
 
     async def open(self) -> None:
         """Makes the pool. A subclass that opens more calls this first."""
-        self._session = HTTPSession(self.config, self.site.max_concurrent_jobs, self.redact.learn)
+        if self._session is None:
+            self._session = HTTPSession(self.config, self.site.max_concurrent_jobs, self.redact.learn)
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -69,6 +69,7 @@ class StreamConnector(StreamingHTTP, ReportsProgress):
             failure: ConnectorError | None = None
             try:
                 async with self.stream(method, path, context, **options) as stream:
+                    options["once"] = True  # from here on this is the loop that tries again, and the only one
                     if stream.status == 204:
                         return  # the server's way to say that there is nothing more (WHATWG HTML, 9.2.3)
                     async for event in stream.events(parser):
@@ -76,7 +77,7 @@ class StreamConnector(StreamingHTTP, ReportsProgress):
                         context.progress(context.fraction)
                         yield event
             except (BadResponse, ServiceUnavailable) as error:
-                if not error.retry:
+                if not error.retry or "once" not in options:
                     raise
                 failure = error
             last_id, broken = parser.last_id, broken + 1

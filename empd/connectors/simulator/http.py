@@ -109,9 +109,9 @@ class SimulatedHTTP:
                 if request.transport is not None:
                     request.transport.abort()
                 raise asyncio.CancelledError from None
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, ConnectionError):
                 self.work.ended["hung_up"] += 1
-                raise
+                raise asyncio.CancelledError from None
 
         return web.route(method, path, around)
 

@@ -1,0 +1,133 @@
+"""Cases of the built-in connectors whose services empd can pretend: each is a function, called when it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from empd.connectors import registry
+from empd.connectors.base import Service
+from empd.connectors.conformance.words import Case, Server
+from empd.connectors.simulator.http import SimulatedHTTP
+from empd.connectors.simulator.wishes import wish_of
+
+KEY_HEADER = "Idempotency-Key"
+LONG_S = 60.0
+ERROR_BODY = {"error": {"code": "simulated_error", "message": "an error in a good answer"}}
+_QUICK: dict[str, Any] = {"duration_s": 0.1, "steps": 4}
+_LONG: dict[str, Any] = {"duration_s": LONG_S, "steps": 100}
+_JOBS: dict[str, Any] = {
+    "endpoint": "/jobs",
+    "status_path": "/jobs/{id}",
+    "cancel_path": "/jobs/{id}/cancel",
+    "health_path": "/health",
+    "idempotency_header": KEY_HEADER,
+    "places": {"result": "/result", "error": "/error/message"},
+}
+
+
+@contextlib.asynccontextmanager
+async def simulated_http() -> AsyncIterator[Server]:
+    """The simulated service of `empd simulate --http`."""
+    server = SimulatedHTTP()
+    await server.start()
+    try:
+        yield Server(server.url, lambda: sum(server.work.executions.values()))
+    finally:
+        await server.close()
+
+
+def _simulation() -> dict[str, Any]:
+    return {
+        "payload": {"duration_s": 0.05, "steps": 5},
+        "long_payload": {"duration_s": LONG_S, "steps": 1000},
+    }
+
+
+def _polled(api_config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "server": simulated_http,
+        "api_config": api_config,
+        "payload": _QUICK,
+        "long_payload": _LONG,
+        "submits": ("POST /jobs",),
+        "cancels": ("POST /jobs/*/cancel",),
+        "error_body": ERROR_BODY,
+    }
+
+
+def _called(place: str, api_config: Mapping[str, Any], payload: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "server": simulated_http,
+        "api_config": {"endpoint": place, "health_path": "/health", "idempotency_header": KEY_HEADER, **api_config},
+        "payload": payload,
+        "submits": (f"POST {place}",),
+        "error_body": ERROR_BODY,
+    }
+
+
+def _followed() -> dict[str, Any]:
+    return {
+        "server": _at_work,
+        "api_config": {
+            "endpoint": "/jobs/{payload/id}/events",
+            "health_path": "/health",
+            "pieces": {
+                "progress_place": "/progress",
+                "done_events": ["completed"],
+                "error_events": ["failed", "cancelled"],
+                "join": "last",
+            },
+        },
+        "payload": {"id": "task-1"},
+        "long_payload": {"id": "task-2"},
+        "submits": ("GET /jobs/*/events",),
+        "error_body": ERROR_BODY,
+    }
+
+
+@contextlib.asynccontextmanager
+async def _at_work() -> AsyncIterator[Server]:
+    """The simulated service with two pieces of work to follow: a short one and a long one."""
+    server = SimulatedHTTP()
+    await server.start()
+    for body in (_QUICK, _LONG):
+        server.work.submit(None, wish_of(body, None), "", time.monotonic())
+    try:
+        yield Server(server.url)
+    finally:
+        await server.close()
+
+
+_CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "SimulationConnector": _simulation,
+    "PythonConnector": lambda: {
+        "api_config": {"callable": "empd.connectors.conformance.sample:work"},
+        "payload": {"duration_s": 0.05},
+        "long_payload": {"duration_s": LONG_S},
+    },
+    "SimulationHttpConnector": lambda: _polled({}),
+    "RestAsyncConnector": lambda: _polled(_JOBS),
+    "RestSyncConnector": lambda: _called(
+        "/process", {"ok_place": "/status", "ok_words": ["completed"], "result": "/result"}, _QUICK
+    ),
+    "RestStreamConnector": lambda: _called("/stream", {"pieces": {"place": "/piece", "join": "text"}}, _QUICK),
+    "SSEConnector": _followed,
+}
+
+
+def names() -> list[str]:
+    """The connectors that have a case of their own."""
+    return list(_CASES)
+
+
+def case_of(name: str) -> Case | None:
+    """The case of a built-in connector; None where empd pretends no such service."""
+    make = _CASES.get(name)
+    if make is None:
+        return None
+    kind = registry.load_class(name)
+    assert issubclass(kind, Service)
+    return Case(connector=kind, **make())
