@@ -31,7 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "resume": Entry("empd.cli.operate:resume", "Let drained workers take jobs again."),
     "reload": Entry("empd.cli.operate:reload", "Read the configuration again, replacing workers one by one."),
     "config": Entry("empd.cli.config:config", "Check, show and describe the configuration."),
-    "connectors": Entry("empd.cli.connectors:connectors", "List connectors, and show what each of them takes."),
+    "connectors": Entry("empd.cli.connectors:connectors", "List, show and prove connectors; begin a new one."),
     "journal": Entry("empd.cli.journal:journal", "Verify or export the journal."),
     "bench": Entry("empd.cli.bench:bench", "Measure the daemon, compare two runs, make a report."),
     "simulate": Entry("empd.cli.simulate:simulate", "Serve simulated services to try connectors on."),

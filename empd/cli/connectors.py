@@ -1,4 +1,4 @@
-"""`empd connectors`: which there are, and what each of them takes."""
+"""`empd connectors`: which there are, and what each of them takes (`check` and `new` are in `conformance`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from empd.builtin import BUILT_IN_CONNECTORS
 from empd.cli import options, output
 from empd.cli.codes import ExitCode
 from empd.cli.commands import Suggesting, closest
+from empd.cli.conformance import check, new
 from empd.cli.status import instances
 from empd.client.endpoint import find_endpoint
 from empd.connectors import registry
@@ -24,7 +25,11 @@ from empd.settings import load_with_sources
 
 @click.group(cls=Suggesting)
 def connectors() -> None:
-    """List connectors, and show what each of them takes."""
+    """List connectors, show what each takes, prove what one claims, begin a new one."""
+
+
+connectors.add_command(check)
+connectors.add_command(new)
 
 
 def _mapping(path: Path | None) -> tuple[Mapping, list[str]]:

@@ -9,8 +9,10 @@ from typing import Any
 
 from empd.connectors import registry
 from empd.connectors.base import Service
+from empd.connectors.conformance.gate import Recorded
 from empd.connectors.conformance.words import Case, Server
 from empd.connectors.simulator.http import SimulatedHTTP
+from empd.connectors.simulator.websocket import SimulatedWebSocket
 from empd.connectors.simulator.wishes import wish_of
 
 KEY_HEADER = "Idempotency-Key"
@@ -68,6 +70,52 @@ def _called(place: str, api_config: Mapping[str, Any], payload: Mapping[str, Any
     }
 
 
+@contextlib.asynccontextmanager
+async def simulated_websocket() -> AsyncIterator[Server]:
+    """The simulated service of `empd simulate --ws`."""
+    server = SimulatedWebSocket()
+    await server.start()
+    try:
+        yield Server(server.url, lambda: sum(server.work.executions.values()))
+    finally:
+        await server.close()
+
+
+def _socket(api_config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "server": simulated_websocket,
+        "transport": "websocket",
+        "api_config": api_config,
+        "payload": _QUICK,
+        "long_payload": _LONG,
+        "submits": ("SEND simulation_job",),
+        "cancels": ("SEND simulation_cancel",),
+        "identity": _id_of,
+    }
+
+
+def _id_of(request: Recorded) -> str:
+    return str(request.value()["id"])
+
+
+_MESSAGES: dict[str, Any] = {
+    "messages": {
+        "job": {"type": "simulation_job", "id": "{job_id}", "payload": "{payload}"},
+        "cancel": {"type": "simulation_cancel", "id": "{job_id}"},
+        "query": {"type": "simulation_query", "id": "{job_id}"},
+    },
+    "words": {
+        "submitted": ["simulation_started"],
+        "progress": ["simulation_progress"],
+        "complete": ["simulation_complete"],
+        "error": ["simulation_error"],
+        "cancelled": ["simulation_cancelled"],
+        "unknown": ["simulation_unknown"],
+    },
+    "places": {"error": "/error/message"},
+}
+
+
 def _followed() -> dict[str, Any]:
     return {
         "server": _at_work,
@@ -107,6 +155,7 @@ _CASES: dict[str, Callable[[], dict[str, Any]]] = {
         "api_config": {"callable": "empd.connectors.conformance.sample:work"},
         "payload": {"duration_s": 0.05},
         "long_payload": {"duration_s": LONG_S},
+        "isolation": "thread",
     },
     "SimulationHttpConnector": lambda: _polled({}),
     "RestAsyncConnector": lambda: _polled(_JOBS),
@@ -115,6 +164,8 @@ _CASES: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "RestStreamConnector": lambda: _called("/stream", {"pieces": {"place": "/piece", "join": "text"}}, _QUICK),
     "SSEConnector": _followed,
+    "SimulationWebsocketConnector": lambda: _socket({}),
+    "CustomWebSocketConnector": lambda: _socket(_MESSAGES),
 }
 
 

@@ -92,6 +92,10 @@ class Gate:
         """Breaks every connection, and any new one: as a service that is gone, or a machine that died."""
         self.down = True
 
+    async def mend(self) -> None:
+        """Lets everything through again."""
+        self.down = False
+
     async def close(self) -> None:
         """Lets go of everything."""
 
@@ -137,8 +141,7 @@ class HTTPGate(Gate):
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         transport = request.transport
         if self.down or transport is None:
-            _break(transport)
-        assert transport is not None
+            raise _broken(transport)
         self._transports.add(transport)
         recorded = Recorded(request.method, request.path, dict(request.headers), await request.read())
         self.requests.append(recorded)
@@ -152,7 +155,7 @@ class HTTPGate(Gate):
             raise
         except (aiohttp.ClientError, ConnectionError):
             recorded.ended = "broken"
-            _break(transport)
+            raise _broken(transport) from None
         finally:
             self._transports.discard(transport)
 
@@ -207,7 +210,7 @@ class HTTPGate(Gate):
             response.content_length = len(whole)
             await response.prepare(request)
             await response.write(whole[: len(whole) // 2])
-        _break(request.transport)
+        raise _broken(request.transport)
 
     async def _socket(self, request: web.Request, recorded: Recorded) -> web.StreamResponse:
         protocols = request.headers.get("Sec-WebSocket-Protocol", "")
@@ -223,7 +226,10 @@ class HTTPGate(Gate):
             recorded.reached, recorded.status = True, 101
             inside = web.WebSocketResponse(protocols=names, max_msg_size=0)
             await inside.prepare(request)
-            pumps = [asyncio.ensure_future(_pump(inside, outside)), asyncio.ensure_future(_pump(outside, inside))]
+            pumps = [
+                asyncio.ensure_future(_pump(inside, outside, self._sent)),
+                asyncio.ensure_future(_pump(outside, inside, _unseen)),
+            ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -234,12 +240,26 @@ class HTTPGate(Gate):
                 await inside.close()
         return inside
 
+    def _sent(self, text: str) -> None:
+        """Notes a message of the connector's, by its type."""
+        recorded = Recorded("SEND", "", {}, text.encode())
+        value = recorded.value()
+        recorded.path = str(value.get("type", "")) if isinstance(value, dict) else ""
+        recorded.reached, recorded.status, recorded.ended = True, 200, "answered"
+        self.requests.append(recorded)
+
 
 _JSON = {"Content-Type": "application/json"}
 
 
-async def _pump(source: Any, target: Any) -> None:
+def _unseen(text: str) -> None:
+    """What the service says is not noted."""
+
+
+async def _pump(source: Any, target: Any, note: Callable[[str], None]) -> None:
     async for message in source:
+        if message.type is WSMsgType.TEXT:
+            note(message.data)
         if message.type is WSMsgType.TEXT:
             await target.send_str(message.data)
         elif message.type is WSMsgType.BINARY:
@@ -253,11 +273,11 @@ def _abort(transport: asyncio.BaseTransport) -> None:
         transport.close()
 
 
-def _break(transport: asyncio.BaseTransport | None) -> Any:
-    """Breaks the connection that a handler answers on. Raises CancelledError, which ends the handler."""
+def _broken(transport: asyncio.BaseTransport | None) -> asyncio.CancelledError:
+    """Breaks the connection that a handler answers on; what is returned ends the handler when it is raised."""
     if transport is not None:
         _abort(transport)
-    raise asyncio.CancelledError
+    return asyncio.CancelledError()
 
 
 class TCPGate(Gate):
@@ -267,13 +287,21 @@ class TCPGate(Gate):
         """Listens on a free port of loopback."""
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
-        self.url = f"{urlsplit(self.upstream).scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        await self._listen(0)
         return self
+
+    async def _listen(self, port: int) -> None:
+        self._server = await asyncio.start_server(self._handle, "127.0.0.1", port)
+        self._port = self._server.sockets[0].getsockname()[1]
+        self.url = f"{urlsplit(self.upstream).scheme}://127.0.0.1:{self._port}"
+
+    async def mend(self) -> None:
+        """See Gate.mend."""
+        await super().mend()
+        await self._listen(self._port)
 
     async def close(self) -> None:
         """See Gate.close."""
-        self._server.close()
         self.break_all()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -281,6 +309,7 @@ class TCPGate(Gate):
     def break_all(self) -> None:
         """See Gate.break_all."""
         super().break_all()
+        self._server.close()
         for writer in tuple(self._open):
             writer.transport.abort()
 
@@ -318,5 +347,4 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.transport.abort()
 
 
-GateOf = Callable[[str], Gate]
-GATES: dict[str, type[HTTPGate | TCPGate]] = {"http": HTTPGate, "tcp": TCPGate}
+GATES: dict[str, type[HTTPGate | TCPGate]] = {"http": HTTPGate, "websocket": HTTPGate, "tcp": TCPGate}

@@ -28,7 +28,17 @@ class Check(NamedTuple):
 
 
 _ALL = (
-    (life, "unknown_key", "wrong_type", "close_twice", "open_again", "nothing_left", "health", "models", "service_info"),
+    (
+        life,
+        "unknown_key",
+        "wrong_type",
+        "close_twice",
+        "open_again",
+        "nothing_left",
+        "health",
+        "models",
+        "service_info",
+    ),
     (jobs, "one_job", "progress", "cancel_before", "cancel_while_submitting", "cancel_running", "cancel_after"),
     (jobs, "cancel_neighbour"),
     (recovery, "resume", "same_submission"),

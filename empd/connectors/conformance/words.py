@@ -66,7 +66,9 @@ class Case:
     the gate holds an answer back). `submits` and `cancels` are patterns of the requests that submit and stop work
     (`"POST /jobs/*/cancel"`). `identity` names the upstream work that a request submits, `error_body` is a failure
     as the service tells it with status 200. `waived`: check → why it cannot be asked of this service.
-    `transport`: `http` (with WebSocket), or `tcp` for what only can be broken off.
+    `ways`: how many calls of a kind of their own share the place of a submission, each with its tries.
+    `transport`: `http`; `websocket`, where each message is a request (`"SEND job"`, by its `type`); or `tcp`, for what
+    can only be broken off.
     """
 
     connector: type[Service]
@@ -79,6 +81,8 @@ class Case:
     identity: Callable[[Recorded], str] | None = None
     error_body: Any = None
     waived: Mapping[str, str] = field(default_factory=dict)
+    ways: int = 1
     transport: str = "http"
+    isolation: str = ""
     python_path: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The world that one check takes place in: the service, gates before it, connectors, attempts, and all that was said."""
+"""The world that one check takes place in: the service, gates, connectors, attempts, and what was said."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import msgspec
 
 from empd.asset import AssetContent, AssetRef
 from empd.connectors import registry
-from empd.connectors.base import Cancellable, Resumable, Result, Service, Site
+from empd.connectors.base import Cancellable, Result, Resumable, Service, Site
 from empd.connectors.conformance.gate import GATES, Fault, Gate, Recorded
 from empd.connectors.conformance.words import NOTHING, Case, Failed, NotClaimed, Server
 from empd.connectors.context import Context, JobDetails, JobView
@@ -225,11 +226,16 @@ class World:
     @property
     def http(self) -> Gate:
         """The same, where faults can be injected into single requests."""
+        gate = self.gate
         if self.case.transport != "http":
             raise NotClaimed(f"what is said over {self.case.transport} cannot be changed on its way")
+        return self.counted(gate)
+
+    def counted(self, gate: Gate) -> Gate:
+        """The gate, where it can tell submissions from what else is asked. Raises NotClaimed."""
         if not self.case.submits:
             raise NotClaimed("the case does not say which requests submit work")
-        return self.gate
+        return gate
 
     async def new_gate(self) -> Gate:
         """Another way to the same service, for connectors made from now on."""
@@ -266,6 +272,7 @@ class World:
             service="conformance",
             max_concurrent_jobs=4,
             python_path=self.case.python_path,
+            isolation=self.case.isolation,
             secrets=secrets,
             log=lambda event, **fields: self.said.append((event, fields)),
             logger=ConnectorLogger.to(self.said.append, "debug"),
@@ -284,6 +291,8 @@ class World:
         connector = self.build(**more)
         self._stack.push_async_callback(connector.stop)
         if not await connector.start():
+            if self.case.server is None:
+                raise NotClaimed(f"no service to ask: {connector.reason}")
             raise Failed(f"it does not take jobs: {connector.reason}")
         return connector
 
@@ -350,22 +359,20 @@ async def _ended(task: asyncio.Task[Any]) -> None:
 
 
 class Held:
-    """What this process holds: tasks, threads, sockets. `growth` is what has come since, and what was thrown away open."""
+    """What this process holds: tasks, threads, sockets. `growth`: what has come since, or was thrown away open."""
 
     def __init__(self) -> None:
         gc.collect()
-        self._tasks, self._threads, self._sockets = asyncio.all_tasks(), _threads(), _sockets()
+        self._held = _held()
         self._thrown: list[str] = []
         # Client libraries say here what was collected before it was closed.
         asyncio.get_running_loop().set_exception_handler(lambda loop, said: self._thrown.append(str(said["message"])))
 
     def growth(self) -> list[str]:
         """What is held beyond that, in words."""
-        tasks = [str(task.get_coro()) for task in asyncio.all_tasks() - self._tasks]
-        threads = [thread.name for thread in _threads() - self._threads]
-        sockets = len(_sockets() - self._sockets)
-        found = [*self._thrown] + [f"task {task}" for task in tasks] + [f"thread {name}" for name in threads]
-        return found + ([f"{sockets} sockets"] if sockets else [])
+        # Counted by name, not by identity: a server in the same loop makes new tasks for old ones.
+        grown = _held() - self._held
+        return [*self._thrown, *(f"{count} × {name}" for name, count in grown.items())]
 
     async def settled(self) -> list[str]:
         """The growth that stays."""
@@ -377,16 +384,11 @@ class Held:
         return found
 
 
-def _threads() -> set[threading.Thread]:
+def _held() -> Counter[str]:
+    found = Counter(f"task {getattr(task.get_coro(), '__qualname__', '')}" for task in asyncio.all_tasks())
     # The event loop's own pool keeps its threads.
-    return {thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
-
-
-def _sockets() -> set[str]:
-    found = set()
+    found.update(f"thread {thread.name}" for thread in threading.enumerate() if not thread.name.startswith("asyncio_"))
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/self/fd/{name}")
-            if target.startswith("socket:"):
-                found.add(target)
+            found["socket"] += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
     return found

@@ -70,16 +70,22 @@ class SocketService(Dialect, Service):
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         super().__init__(config, site)
         c = self.config
-        options = SocketOptions(
+        self._options = SocketOptions(
             c.connect_timeout_s, c.heartbeat_interval_s, c.pong_timeout_s, c.message_bytes_max, c.reconnect
         )
-        self.socket = KeptSocket(self, options)
+        self.socket = KeptSocket(self, self._options)
         self.correlation = Correlation(
             messages_max=c.queue_messages_max, early_max=c.early_results_max, early_bytes_max=c.early_bytes_max
         )
         self.runs: dict[tuple[int, int], Run] = {}
         self.in_turn: Run | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def open(self) -> None:
+        """Ready to connect, also after `close`, which ends a connection for good."""
+        if self._closed:
+            self._closed, self.socket = False, KeptSocket(self, self._options)
 
     async def check_health(self) -> bool:
         """Whether the connection is up; connects where it is not."""
@@ -96,6 +102,7 @@ class SocketService(Dialect, Service):
         if tasks:
             await asyncio.wait(tasks)
         await self.socket.close()
+        self._closed = True
 
     async def send(self, message: Any) -> None:
         """Sends a message: text and bytes as they are, anything else as JSON. Raises ServiceUnavailable."""

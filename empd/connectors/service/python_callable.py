@@ -42,6 +42,8 @@ class PythonConnector(Service, ReportsProgress):
 
     async def open(self) -> None:
         """Imports and sets up, once for this worker (or for each process of the pool)."""
+        if self._pool is not None or self._threads is not None:
+            return
         isolation, slots = self.site.isolation, self.site.max_concurrent_jobs
         if isolation == "process" or (isolation != "thread" and slots > 1):
             config, site = self.config, self.site

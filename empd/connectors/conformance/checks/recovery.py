@@ -14,7 +14,7 @@ async def resume(world: World) -> str:
     """A job whose worker died after the submission is taken up: there is one submission, and one result."""
     if not issubclass(world.case.connector, Resumable):
         raise NotClaimed("it does not resume")
-    _ = world.http
+    world.counted(world.gate)
     first = world.attempt(await world.opened())
     await world.until(
         lambda: first.task.done() or (first.handle is not None and first.handle.id and any(_answered(world))),

@@ -52,6 +52,8 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
 
     async def pictures(self, request: Request, context: Context, report: Report, item: str = "") -> Output:
         """Runs one task. Raises ConnectorError."""
+        if context.cancelled:
+            raise ConnectorError("stopped before it had begun", failure=FailureClass.CANCELLED)
         claim = (context.job_id, context.epoch)
         stem = f"task(empd-{context.instance[:8]}-{format_id(context.job_id)}-"
         task = Task(self, stem, f"{context.epoch:x}{item}", context, report)

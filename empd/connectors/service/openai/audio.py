@@ -9,7 +9,7 @@ import aiohttp
 from empd.connectors.base import ConnectorConfig, Result
 from empd.connectors.context import Context, JobView
 from empd.connectors.failures import BadResponse, InvalidInput
-from empd.connectors.protocol.http_response import HTTPResponse
+from empd.connectors.protocol.http_response import HTTPResponse, value_if_json
 from empd.connectors.service.openai.api import OpenAIConfig, OpenAIConnector, log_of, usage_of
 from empd.connectors.service.openai.inputs import binary, file_name
 
@@ -77,6 +77,8 @@ class OpenAISpeechConnector(OpenAIConnector):
             raise InvalidInput("input is missing: the text to speak")
         async with self.paid(context), self.stream("POST", SPEECH, context, json=asked) as stream:
             request_id = stream.headers.get("x-request-id", "")
+            if "json" in stream.headers.get("Content-Type", ""):
+                raise self.answer_failure(value_if_json(b"".join([chunk async for chunk in stream.chunks()])))
             saved = await context.assets.save(stream.chunks())
         self.note(context, log_of(str(asked["model"]), request_id, {}))
         return {"assets": [saved], "model": asked["model"]}

@@ -77,6 +77,7 @@ class ImageCalls(OpenAIConnector, ReportsProgress):
 
     async def pictures(self, request: ImageRequest, context: Context) -> Pictures:
         """In one piece."""
+        context.progress(context.fraction, "asked for")
         if request.pictures:
             response = await self.request("POST", request.path, context, data=request.form)
         else:
