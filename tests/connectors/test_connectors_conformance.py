@@ -10,7 +10,8 @@ from conformance_cases import case_of
 
 from empd.builtin import BUILT_IN_CONNECTORS
 from empd.connectors.base import ConnectorConfig, ReportsProgress, Service
-from empd.connectors.conformance import CHECKS, Case, Outcome, builtin, prove, prove_all
+from empd.connectors.conformance import CHECKS, Case, Outcome, builtin, prove, prove_all, world
+from empd.connectors.conformance.checks import life
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.protocol.http_poll import SubmitAndPoll
 from empd.connectors.service.rest import RestAsyncConnector
@@ -51,12 +52,6 @@ class LeavesATask(Called):
     async def open(self) -> None:
         await super().open()
         self.left = asyncio.get_running_loop().create_task(asyncio.sleep(60))
-
-
-class AlwaysWell(Called):
-    async def check_health(self) -> bool:
-        await self.request("GET", "/health", accept=range(600))
-        return True
 
 
 class HealthUnasked(Called):
@@ -194,7 +189,9 @@ def case_for(kind: type[Service]) -> Case:
         (CancelsTheFirst, "cancel_neighbour", "cancelled upstream|says cancelled"),
     ],
 )
-def test_the_kit_finds_it(kind: type[Service], check: str, words: str) -> None:
+def test_the_kit_finds_it(kind: type[Service], check: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "HEALTH_S_MAX", 0.5)
+    monkeypatch.setattr(world, "SETTLE_S_MAX", 0.5)
     finding = asyncio.run(prove(CHECKS[check], case_for(kind)))
     assert finding.outcome is Outcome.FAILED, finding
     assert any(word in finding.seen for word in words.split("|")), finding.seen

@@ -31,6 +31,9 @@ from empd.payload import BlobRef
 END_S_MAX = 10.0
 """How long an attempt may take to end after it was told to stop, whatever grace its class asks for."""
 
+WAIT_S_MAX = 30.0
+"""How long something that must come may take, on a machine that has much else to do."""
+
 SETTLE_S_MAX = 5.0
 """How long what a closed connector held may take to be gone."""
 
@@ -320,15 +323,15 @@ class World:
         return self.attempt(connector, job_id=job_id)
 
     async def until(self, condition: Callable[[], Any], what: str, attempt: Attempt | None = None) -> None:
-        """Waits for something. Raises Failed when an attempt ends before it, or after END_S_MAX."""
+        """Waits for something. Raises Failed when an attempt ends before it, or after WAIT_S_MAX."""
         clock = asyncio.get_running_loop().time
-        end_s = clock() + END_S_MAX
+        end_s = clock() + WAIT_S_MAX
         while not condition():
             if attempt is not None and attempt.task.done():
                 await attempt.value()
                 raise Failed(f"the job ended before {what}")
             if clock() > end_s:
-                raise Failed(f"waited {END_S_MAX:g} s in vain for {what}")
+                raise Failed(f"waited {WAIT_S_MAX:g} s in vain for {what}")
             await asyncio.sleep(0.005)
 
     # --- what was done ---

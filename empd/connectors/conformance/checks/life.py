@@ -14,7 +14,7 @@ from empd.connectors.conformance.world import Held, World
 
 UNKNOWN_KEY = "no_connector_knows_this"
 _SIMPLE = (msgspec.inspect.StrType, msgspec.inspect.IntType, msgspec.inspect.FloatType, msgspec.inspect.BoolType)
-HEALTH_S_MAX = 5.0
+HEALTH_S_MAX = 15.0
 _INFO_KEYS_MAX = 1_000
 
 
