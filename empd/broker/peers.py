@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import zmq
 from empd.errors import ConfigError
 from empd.payload import FRAME_BYTES_MAX
 from empd.wire.curve import Doorkeeper
+from empd.wire.sockets import MORE_NOBLOCK, NOBLOCK, readable
 
 _RECEIVE_MAX = 256
 _BACKLOG_FRAMES = 2_000
@@ -85,10 +87,12 @@ class Router:
             self._door.answer()
         found: list[tuple[bytes, bytes]] = []
         socket = self.socket
-        # Asking for events is cheaper than being told by an exception that there are none.
-        while len(found) < _RECEIVE_MAX and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            parts = socket.recv_multipart(zmq.NOBLOCK)
-            found.append((parts[0], parts[1] if len(parts) == 2 else b""))
+        with contextlib.suppress(zmq.Again):
+            while len(found) < _RECEIVE_MAX:
+                parts = socket.recv_multipart(NOBLOCK)
+                found.append((parts[0], parts[1] if len(parts) == 2 else b""))
+                if not readable(socket):  # cheaper than being told by an exception, which is for a call in vain
+                    break
         return found
 
     def send(self, identity: bytes, frame: bytes) -> bool:
@@ -100,12 +104,12 @@ class Router:
         if to_mark and backlog.settle() >= BACKLOG_BYTES_MAX:
             return False
         try:
-            socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+            socket.send(identity, MORE_NOBLOCK)
             if to_mark:
                 message = zmq.Frame(frame, track=True, copy=False, copy_threshold=0)
-                backlog.mark(socket.send(message, zmq.NOBLOCK, copy=False, track=True))
+                backlog.mark(socket.send(message, NOBLOCK, copy=False, track=True))
             else:
-                socket.send(frame, zmq.NOBLOCK)
+                socket.send(frame, NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 return False

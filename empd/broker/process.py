@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import secrets
+import select
 import signal
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,7 @@ from empd.queue.machine import NOTHING_LOST, Lost, Queue
 from empd.queue.rows import Kind
 from empd.queue.state import take_released
 from empd.store.journal import Row, SqliteJournal
+from empd.wire.sockets import readable
 
 RESERVE_BYTES = 16 << 20
 EXIT_JOURNAL = 74
@@ -114,10 +116,11 @@ class Broker:
         self.clients.operate = self._operate
         self.workers = WorkerDesk(self.queue, self._worker_box, self._receipt_box, self.ledger.journal.instance)
         self.neighbours = Neighbours(self._child, self.queue, self.workers, self._board)
-        self._poller = zmq.Poller()
-        for socket in (*self._clients.sockets, *self._workers.sockets):
-            self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._child.control.fileno(), zmq.POLLIN)
+        self._sockets = (*self._workers.sockets, *self._clients.sockets)
+        self._by_descriptor: dict[int, Any] = {int(socket.getsockopt(zmq.FD)): socket for socket in self._sockets}
+        self._poll = select.poll()
+        for descriptor in (*self._by_descriptor, self._child.control.fileno()):
+            self._poll.register(descriptor, select.POLLIN)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.on_tick(now)
@@ -135,17 +138,30 @@ class Broker:
             deadline_ns = self.one_pass(self._wait(wait_ms))
 
     def _wait(self, wait_ms: int) -> set[Any]:
-        """What is ready. Right after traffic the next frame is often a few microseconds away, and being woken costs
-        more than looking for it: so it looks for a moment before it sleeps."""
-        found = self._poller.poll(0)
-        if not found and wait_ms and self._spin_ns:
+        """What is ready within that time; seldom nothing before it is over.
+
+        A ZeroMQ descriptor tells only of what came since its socket was looked at last, so that is done first.
+        zmq.Poller does the same in twice as many system calls.
+        """
+        ready: set[Any] = {socket for socket in self._sockets if readable(socket)}
+        for descriptor in self._told(0 if ready else wait_ms):
+            socket = self._by_descriptor.get(descriptor)
+            if socket is None:
+                ready.add(descriptor)
+            elif readable(socket):
+                ready.add(socket)
+        self._spin_ns = _SPIN_NS if ready else 0
+        return ready
+
+    def _told(self, wait_ms: int) -> list[int]:
+        """Descriptors that became readable. Right after traffic the next frame is often a few microseconds away, and
+        being woken costs more than looking for it: so it looks for a moment before it sleeps."""
+        told: list[tuple[int, int]] = []
+        if wait_ms and self._spin_ns:
             until_ns = time.monotonic_ns() + self._spin_ns
-            while not found and time.monotonic_ns() < until_ns:
-                found = self._poller.poll(0)
-        if not found and wait_ms:
-            found = self._poller.poll(wait_ms)
-        self._spin_ns = _SPIN_NS if found else 0
-        return {ready for ready, _ in found}
+            while not told and time.monotonic_ns() < until_ns:
+                told = self._poll.poll(0)
+        return [descriptor for descriptor, _ in told or self._poll.poll(wait_ms)]
 
     def one_pass(self, ready: set[Any]) -> int:
         """Drain what is ready, decide, commit, send. Returns the steady time of the next deadline."""

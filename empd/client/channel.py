@@ -9,6 +9,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from empd.errors import ConfigError
 from empd.wire import curve
+from empd.wire.sockets import NOBLOCK, readable
 
 RECONNECT_MS_MIN, RECONNECT_MS_MAX = 10, 200
 HEARTBEAT_MS = 5_000
@@ -53,7 +54,7 @@ class Channel:
     def changes(self) -> list[bool]:
         """The connection's changes since the last call: True came up, False went down."""
         changes: list[bool] = []
-        while _readable(self._monitor):
+        while readable(self._monitor):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             changes.append(event == _UP)
             if event & _REFUSED:
@@ -67,14 +68,14 @@ class Channel:
         """All frames that have come."""
         received: list[bytes] = []
         socket = self._socket
-        while _readable(socket):
-            received.append(socket.recv(zmq.NOBLOCK))
+        while readable(socket):
+            received.append(socket.recv(NOBLOCK))
         return received
 
     def send(self, outgoing: list[bytes]) -> None:
         """Sends frames; ZeroMQ keeps them while there is no connection."""
         for data in outgoing:
-            self._socket.send(data, zmq.NOBLOCK)
+            self._socket.send(data, NOBLOCK)
 
     def close(self, linger_s: float = 0.0) -> None:
         """Closes, giving frames that are still here `linger_s` to leave."""
@@ -85,7 +86,3 @@ class Channel:
         self._monitor.close(0)
         self._socket.close(int(linger_s * 1000))
         self._context.term()
-
-
-def _readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

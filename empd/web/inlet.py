@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import zmq
 
+from empd.wire.sockets import NOBLOCK, readable
+
 FRAMES_PER_TURN = 256
 MESSAGE_BYTES_MAX = (1 << 20) + 4096
 
@@ -46,7 +48,7 @@ class Inlet:
         if self._closed:
             return
         with contextlib.suppress(zmq.Again, zmq.ZMQError):
-            self._socket.send_multipart(parts, zmq.NOBLOCK)
+            self._socket.send_multipart(parts, NOBLOCK)
         self._look_again()
 
     def close(self) -> None:
@@ -69,10 +71,10 @@ class Inlet:
             self._again.cancel()
             self._again = None
         for _ in range(FRAMES_PER_TURN):
-            if self._closed or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if self._closed or not readable(self._socket):
                 return
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                parts = self._socket.recv_multipart(NOBLOCK)
             except zmq.Again:
                 return
             self._take(parts)

@@ -17,6 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 from empd.errors import ProtocolError
 from empd.wire import codec
 from empd.wire.frames import Frame
+from empd.wire.sockets import NOBLOCK, readable
 
 RECONNECT_MS = 10
 _FRAMES_A_TURN = 64
@@ -80,11 +81,11 @@ class Link:
         pending = self._pending
         while pending:
             try:
-                self._socket.send(pending[0], zmq.NOBLOCK)
+                self._socket.send(pending[0], NOBLOCK)
             except zmq.Again:
                 break
             pending.popleft()
-        if int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        if readable(self._socket):
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
@@ -95,7 +96,7 @@ class Link:
         receive = self._socket.recv
         for _ in range(_FRAMES_A_TURN):
             try:
-                data = receive(zmq.NOBLOCK)
+                data = receive(NOBLOCK)
             except zmq.Again:
                 break
             try:
@@ -110,11 +111,8 @@ class Link:
             self._push()
 
     def _drain_monitor(self) -> None:
-        while self._fds:
-            try:
-                parts = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while self._fds and readable(self._monitor):
+            parts = self._monitor.recv_multipart(NOBLOCK)
             event = parse_monitor_message(parts)["event"]
             self._pending.clear()
             self.connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
