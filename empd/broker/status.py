@@ -53,6 +53,8 @@ def problems(queue: Queue, ledger: Ledger) -> list[str]:
         found.append(ledger.closed)
     if len(state.jobs) >= queue.policy.queue_jobs_max:
         found.append(f"the queue is full (queue_jobs_max = {queue.policy.queue_jobs_max})")
+    if state.payload_bytes >= queue.policy.queue_bytes_max:
+        found.append(f"the queue's payloads are at their bound (queue_bytes_max = {queue.policy.queue_bytes_max})")
     if EVERYONE in state.drained:
         found.append("claims are drained; `empd resume` opens them")
     able = [w for w in state.workers.values() if w.connected and w.slots and w.queues and w.name not in state.drained]

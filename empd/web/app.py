@@ -96,16 +96,21 @@ ROUTES = (
         {"lines": f"How many, 1 to {servers.LINES_MAX}."},
     ),
     Route(
-        "GET", "/v1/services/{service}/endpoints", endpoints.show, {200: "what is registered", 404: "no such service"}
+        "GET",
+        "/v1/services/{service}/endpoints",
+        endpoints.show_endpoints,
+        {200: "what is registered", 404: "no such service"},
     ),
     Route(
         "PUT",
         "/v1/services/{service}/endpoints/{id}",
-        endpoints.put,
+        endpoints.put_endpoint,
         {200: "registered for its TTL", 400: "invalid", 404: "no such service", 503: "too many"},
         takes=endpoints.EndpointRequest,
     ),
-    Route("DELETE", "/v1/services/{service}/endpoints/{id}", endpoints.remove, {200: "forgotten", 404: "none"}),
+    Route(
+        "DELETE", "/v1/services/{service}/endpoints/{id}", endpoints.remove_endpoint, {200: "forgotten", 404: "none"}
+    ),
     Route("GET", "/v1/gpus", status.gpus, {200: "devices"}),
     Route("GET", "/v1/connectors", status.connectors, {200: "connectors"}),
     Route("GET", "/v1/jobs", listing.list_jobs, {200: "a page of jobs", 400: "a bad filter"}, _FILTERS),

@@ -30,7 +30,7 @@ class EndpointRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     health_path: str = ""
 
 
-async def put(request: web.Request) -> web.Response:
+async def put_endpoint(request: web.Request) -> web.Response:
     """PUT /v1/services/{service}/endpoints/{id}: register, or say that it still is there."""
     service, endpoint_id = _names(request)
     try:
@@ -50,14 +50,14 @@ async def put(request: web.Request) -> web.Response:
     return reply({**_shown(entry), "ttl_s": asked.ttl_s})
 
 
-async def remove(request: web.Request) -> web.Response:
+async def remove_endpoint(request: web.Request) -> web.Response:
     """DELETE /v1/services/{service}/endpoints/{id}."""
     if not await _in_thread(functools.partial(_book(request).remove, *_names(request))):
         raise Problem(FailureClass.NOT_FOUND, "no such endpoint is registered")
     return reply({"removed": True})
 
 
-async def show(request: web.Request) -> web.Response:
+async def show_endpoints(request: web.Request) -> web.Response:
     """GET /v1/services/{service}/endpoints: those that have not expired."""
     now_ns = clock.now().mono_ns
     service = _service(request)

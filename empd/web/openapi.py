@@ -93,15 +93,18 @@ class Blob(msgspec.Struct):
     url: str
 
 
-_COMPONENT_TYPES = (JobRequest, Job, Blob, ProblemDocument)
+_GIVEN_TYPES = (Job, Blob, ProblemDocument)
 
 
 def document(routes: Iterable[RouteLike]) -> bytes:
     """The document as JSON."""
-    _, components = msgspec.json.schema_components(_COMPONENT_TYPES, ref_template=_COMPONENTS)
     paths: dict[str, dict[str, Any]] = {}
+    types: list[type] = [*_GIVEN_TYPES]
     for route in routes:
+        if isinstance(route.takes, type):
+            types.append(route.takes)
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    _, components = msgspec.json.schema_components(types, ref_template=_COMPONENTS)
     return render.dumps(
         {
             "openapi": "3.1.0",
@@ -177,4 +180,5 @@ def _content(takes: Any) -> dict[str, Any]:
     if takes == "bytes":
         return {"application/octet-stream": {"schema": {}}}
     one = {"$ref": _COMPONENTS.format(name=takes.__name__)}
-    return {"application/json": {"schema": {"anyOf": [one, {"type": "array", "items": one}]}}}
+    schema = {"anyOf": [one, {"type": "array", "items": one}]} if takes is JobRequest else one
+    return {"application/json": {"schema": schema}}

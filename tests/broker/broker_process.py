@@ -236,8 +236,8 @@ class RawBroker:
         """How the next lives end, each as `mortal` takes it; a life that finds none goes on."""
         self._peers: list[Peer] = []
 
-    def start(self) -> None:
-        """Starts the broker and tells it who lives; returns when it serves."""
+    def start(self, *, settle: bool = True) -> None:
+        """Starts the broker and (`settle`) tells it who lives; returns when it serves."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         said = json.dumps(
             {
@@ -258,11 +258,17 @@ class RawBroker:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
         theirs.close()
+        if settle:
+            self.settle()
+        self.control.settimeout(WAIT_S)
+        assert Control.unpack(self.control.recv(256)).notice is Notice.READY, self.log()
+
+    def settle(self) -> None:
+        """Tells the broker who lives."""
+        assert self.control is not None
         for generation, slot in self.living.items():
             lifecycle.send(self.control, Control(Notice.UP, ChildKind.WORKER, slot, generation, pid=1))
         lifecycle.send(self.control, Control(Notice.PICTURE_END))
-        self.control.settimeout(WAIT_S)
-        assert Control.unpack(self.control.recv(256)).notice is Notice.READY, self.log()
 
     def kill(self) -> None:
         """kill -9."""

@@ -68,7 +68,7 @@ def test_openapi_operations_are_well_formed() -> None:
             for code, response in operation["responses"].items():
                 assert re.fullmatch(r"[2-5]\d\d", code)
                 assert response["description"]
-            assert ("requestBody" in operation) == (method == "post")
+            assert ("requestBody" in operation) == (method in ("post", "put"))
     for schema in document["components"]["schemas"].values():
         assert "enum" in schema or schema["type"] == "object"
 

@@ -118,7 +118,7 @@ class Rig:
 
     def ends(self) -> list[tuple[int, str]]:
         found = []
-        for frame in self.frames:
+        for frame in (frame for frame in self.frames if isinstance(frame, frames.Done)):
             found += [(job.id, "done") for job in frame.done]
             found += [(job.id, "failed") for job in frame.failed]
             found += [(claim[0], "cancelled") for claim in frame.cancelled]
