@@ -140,7 +140,7 @@ class KitContext(Context):
 
 
 class Attempt:
-    """One attempt at a job, as a worker makes it. `told_to_stop` before it has begun: its first look shows it."""
+    """One attempt at a job, as a worker makes it."""
 
     def __init__(self, connector: Service, port: Port, job: JobView, checkpoint: bytes | None = None) -> None:
         self.connector = connector

@@ -13,7 +13,7 @@ import msgspec
 from empd.connectors.base import DescribesService
 from empd.connectors.conformance.gate import Fault
 from empd.connectors.conformance.words import Failed, NotClaimed
-from empd.connectors.conformance.world import Attempt, World
+from empd.connectors.conformance.world import World
 from empd.connectors.failures import ConnectorError
 
 CALLS_MAX = 10
@@ -148,7 +148,7 @@ async def no_secret(world: World) -> str:
             _keep(world, error)
     for number, status in enumerate((401, 500, 429), start=2):
         fault = gate.inject(Fault(("*",), status=status, tells=True))
-        _keep(world, await _outcome(world.attempt(connector, job_id=number)))
+        _keep(world, await world.attempt(connector, job_id=number).outcome())
         await connector.probe()
         world.said.append(connector.reason)
         fault.times = 0
@@ -173,10 +173,6 @@ def _planted(world: World) -> tuple[dict[str, Any], list[str]]:
         auth = given.get("auth") or {}
         return {}, known + [str(auth[key]) for key in ("api_key", "token", "password", "client_secret") if key in auth]
     return {"auth": {"type": "bearer", "token": PLANTED}}, [PLANTED]
-
-
-async def _outcome(attempt: Attempt) -> Any:
-    return await attempt.outcome()
 
 
 def _keep(world: World, found: Any) -> None:

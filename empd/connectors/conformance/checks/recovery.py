@@ -8,6 +8,7 @@ from empd.connectors.base import Resumable
 from empd.connectors.conformance.gate import Fault
 from empd.connectors.conformance.words import Failed, NotClaimed, carried_key
 from empd.connectors.conformance.world import Attempt, World
+from empd.connectors.failures import ConnectorError
 
 
 async def resume(world: World) -> str:
@@ -33,21 +34,22 @@ async def same_submission(world: World) -> str:
     _ = world.http
     connector = await world.opened()
     claims = world.case.identity is not None or bool(world.setting("idempotency_header"))
-    fault = world.gate.inject(Fault(world.case.submits, times=1, lost=True))
+    fault = world.gate.inject(Fault(world.case.submits, lost=True))
     first = world.attempt(connector)
     await world.until(lambda: first.task.done() or any(r.ended == "broken" for r in world.reached()), "the lost answer")
     assert fault.struck
     if not claims and first.context.last_checkpoint is None:
         raise NotClaimed("it names no submission (no idempotency key, no chosen id, no journaled intent)")
     second = await _succeed(world, first)
-    value = await second.outcome()
+    found = await second.outcome()
     if not claims:
         doubts = [text for text in second.port.texts if "may have arrived" in text]
         if not doubts:
             raise Failed("it journals its intent, and the successor does not say that it may have arrived")
         return f"the doubt is said: {doubts[0]}"
-    await second.value()
-    return _one_submission(world, f"sent {len(world.reached())} times") if value is not None else "done"
+    if isinstance(found, ConnectorError):
+        raise Failed(f"the successor failed ({found.failure}): {found}")
+    return _one_submission(world, f"sent {len(world.reached())} times")
 
 
 async def _succeed(world: World, first: Attempt) -> Attempt:
