@@ -61,8 +61,8 @@ def test_no_more_runs_at_once_than_the_mapping_says(box: Callable[..., Box], tmp
     for folder in folders.values():
         folder.mkdir()
     with daemon.client() as client:
-        many = client.submit_many("s", [{"folder": str(folders["s"])}] * 60)
-        single = client.submit_many("one", [{"folder": str(folders["one"])}] * 10)
+        many = client.submit_many("s", [{"folder": str(folders["s"]), "slots": 3}] * 60)
+        single = client.submit_many("one", [{"folder": str(folders["one"]), "slots": 1}] * 10)
         seen = list(many.results(60))
         assert max(each["here"] for each in seen) == 3, "all slots are used, and no more"
         assert max(each["all"] for each in seen) <= 6
