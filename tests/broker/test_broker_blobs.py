@@ -39,7 +39,7 @@ class Gate:
 
         def wait_and_remove(arena: Arena, blob_id: str) -> bool:
             self.entered.set()
-            assert self.open.wait(30)
+            assert self.open.wait(60)
             return remove(arena, blob_id)
 
         monkeypatch.setattr(Arena, "remove", wait_and_remove)
@@ -63,7 +63,7 @@ def test_the_loop_goes_on_while_a_blob_is_removed(
 ) -> None:
     gate, blobs = Gate(monkeypatch), [put(arena) for _ in range(3)]
     keeper.release(blobs[:2])
-    assert gate.entered.wait(30)
+    assert gate.entered.wait(60)
     keeper.release(blobs[2:])  # returns, or this test does not end
     # Named again: what is being removed is not there any more, what only waits for it stays.
     assert keeper.missing(blobs) == {blobs[0].id}

@@ -83,7 +83,7 @@ def box() -> Iterator[Box]:
         yield found
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(60)
         log.close()
         for path in (directory, volatile_dir):
             shutil.rmtree(path, ignore_errors=True)

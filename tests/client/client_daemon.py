@@ -80,7 +80,7 @@ class Daemon:
         for _ in range(2):
             self.process.terminate()  # the second one means: now
         try:
-            self.process.wait(20)
+            self.process.wait(60)
         finally:
             self.process.kill()
 

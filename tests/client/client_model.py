@@ -200,14 +200,14 @@ class RouterDouble:
         self._running = True
         self._thread = threading.Thread(target=self._serve, args=(bound,), daemon=True)
         self._thread.start()
-        assert bound.wait(5)
+        assert bound.wait(60)
 
     def stop(self, wipe: bool = False) -> None:
         """Closes the socket; what was not read is lost."""
         self._running = False
         os.eventfd_write(self._wake, 1)
         assert self._thread is not None
-        self._thread.join(5)
+        self._thread.join(60)
         self.model.restart(wipe)
 
     def finish(self, count: int = 1 << 60) -> None:

@@ -52,7 +52,7 @@ def test_submit_and_result(folder: Path, run: Runner) -> None:
             assert handle.done()
             assert (await handle.status()).state == "completed"
             jobs = await client.submit_many("s", range(5_000))
-            assert await jobs.results(20) == list(range(5_000))
+            assert await jobs.results(60) == list(range(5_000))
             for _ in range(2):
                 assert {one.number async for one in jobs.as_completed(5)} == {one.number for one in jobs}
             gathered = await asyncio.gather(*[_one(client, n) for n in range(2_000)])
@@ -138,7 +138,7 @@ def test_restarts_lose_nothing(folder: Path, run: Runner) -> None:
             submitted = 0
             while not killer.done() or submitted < 1_000:
                 jobs = await client.submit_many("s", range(submitted, submitted + 300))
-                assert await jobs.results(20) == list(range(submitted, submitted + 300))
+                assert await jobs.results(60) == list(range(submitted, submitted + 300))
                 submitted += 300
             await killer
             return submitted

@@ -64,7 +64,7 @@ def test_many_come_back_in_order_and_as_completed(folder: Path) -> None:
     with serving(folder, ModelBroker()) as double, Client(double.endpoint, window=1_000) as client:
         jobs = client.submit_many("s", ({"n": n} for n in range(5_000)))
         assert len(jobs) == 5_000
-        assert [value["n"] for value in jobs.results(20)] == list(range(5_000))
+        assert [value["n"] for value in jobs.results(60)] == list(range(5_000))
         for _ in range(2):
             assert {handle.number for handle in jobs.as_completed(5)} == {handle.number for handle in jobs}
         assert jobs[0].result() == {"n": 0}
@@ -111,7 +111,7 @@ def test_failures_and_refusals_are_raised(folder: Path) -> None:
         assert refused.status().state == "refused"
         assert client.submit("s", b"y").accepted(5)
         with pytest.raises(Refused):
-            client.submit_many("s", [b"bad", b"bad"]).results(5)
+            client.submit_many("s", [b"bad", b"bad"]).results(60)
 
 
 def test_a_result_that_takes_too_long_leaves_the_job_alone(folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_result_that_takes_too_long_leaves_the_job_alone(folder: Path) -> None
         assert not jobs[0].done()
         assert jobs[0].status().state == "waiting"
         double.finish()
-        assert jobs.results(5) == [1, 2]
+        assert jobs.results(60) == [1, 2]
 
 
 def test_cancel_and_events(folder: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_window_bounds_what_is_open(folder: Path) -> None:
             assert not done.is_set()
             double.finish()
             wait_until(lambda taken=taken: len(double.model.taken) == taken)
-        thread.join(5)
+        thread.join(60)
         assert done.is_set()
         double.finish()
 
@@ -174,7 +174,7 @@ def test_threads_share_one_client(folder: Path) -> None:
             for n in range(150):
                 value = [thread, n]
                 if n % 10 == 0:
-                    right += client.submit_many("s", [value] * 10).results(20) == [value] * 10
+                    right += client.submit_many("s", [value] * 10).results(60) == [value] * 10
                 else:
                     right += client.submit("s", value).result(60) == value
             return right
@@ -222,7 +222,7 @@ def test_a_restart_in_the_middle_loses_nothing(folder: Path) -> None:
         values: list[int] = []
         submitted = 0
         while killer.is_alive() or submitted < 1_000:
-            values += client.submit_many("s", range(submitted, submitted + 300)).results(20)
+            values += client.submit_many("s", range(submitted, submitted + 300)).results(60)
             values.append(client.submit("s", submitted + 300).result(60))
             submitted += 301
         killer.join()
@@ -363,7 +363,7 @@ def test_large_payloads_and_results_go_through_the_arena(folder: Path) -> None:
     with serving(folder, model) as double, Client(double.endpoint) as client:
         large = os.urandom(3 << 20)
         jobs = client.submit_many("s", [large, memoryview(large), {"image": large}, b"\x01"])
-        assert jobs.results(20) == [large, large, {"image": large}, 1]
+        assert jobs.results(60) == [large, large, {"image": large}, 1]
         sent = [p for f in model.seen if isinstance(f, Submit) for group in f.groups for p in group.payloads]
         assert [type(payload) is BlobRef for payload in sent] == [True, True, True, False]
         blob = Arena(folder / "spool", folder / "volatile").put(b"mine", durable=False, encoding="bytes")
@@ -437,7 +437,7 @@ class HistoryDouble:
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join(5)
+        self._thread.join(60)
         self._socket.close(0)
         self._context.term()
 

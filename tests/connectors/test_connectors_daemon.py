@@ -102,7 +102,7 @@ def test_each_worker_talks_to_the_instance_of_its_own_gpu(daemon: Box, instances
     def all_seen() -> bool:
         with daemon.client() as client:
             jobs = client.submit_many("ping", [{}] * 16)
-            for result in jobs.results(30):
+            for result in jobs.results(60):
                 assert seen.setdefault(result["worker"], result["name"]) == result["name"]
         return len(seen) == GPUS
 

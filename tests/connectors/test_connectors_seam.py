@@ -355,7 +355,7 @@ def test_a_cancelled_wait_for_a_thread_goes_on_until_the_thread_has_ended() -> N
 
         def work() -> str:
             entered.set()
-            release.wait(20)
+            release.wait(60)
             return "ended"
 
         task = asyncio.create_task(threads.finish(work))

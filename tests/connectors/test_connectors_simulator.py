@@ -59,7 +59,7 @@ class Server:
     def close(self) -> None:
         self._do(self._server.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 
@@ -345,4 +345,4 @@ def test_the_command_serves_until_it_is_told_to_stop() -> None:
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert json.load(answer)["result"] == {"steps": 2, "echo": {"a": 1}}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0

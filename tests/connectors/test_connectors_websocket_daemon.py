@@ -38,7 +38,7 @@ class Server:
     def close(self) -> None:
         self.do(self.simulated.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 

@@ -246,4 +246,4 @@ def test_the_command_serves_until_it_is_told_to_end() -> None:
 
         asyncio.run(run())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0

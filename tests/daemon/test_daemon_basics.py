@@ -20,7 +20,7 @@ def test_a_job_goes_in_and_its_result_comes_out(box: Callable[..., Box]) -> None
     with daemon.client() as client:
         assert client.submit("noop", {"x": 1}).result(60) is not None
         jobs = client.submit_many("noop", [{"n": n} for n in range(1000)])
-        assert len(list(jobs.results(30))) == 1000
+        assert len(list(jobs.results(60))) == 1000
         status = client.status()
         assert status["jobs"]["unfinished"] == 0
     assert daemon.stop() == 0
@@ -46,7 +46,7 @@ def test_a_second_daemon_is_told_who_holds_the_state(box: Callable[..., Box]) ->
     second = Box(home=daemon.home)
     second.start(wait=False)
     assert second.process is not None
-    assert second.process.wait(20) != 0
+    assert second.process.wait(60) != 0
     assert str(daemon.process.pid) in second.log()
     with daemon.client() as client:
         assert client.submit("noop", {}).result(60) is not None

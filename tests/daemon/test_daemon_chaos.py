@@ -134,5 +134,5 @@ def test_a_job_is_dead_lettered_when_its_holders_died_max_crashes_times(
         assert death.value.failure == "worker_crashed"
         assert "signal 6" in death.value.evidence
         assert lines.read_text().split() == [str(poison.number)] * 2
-        assert len(list(neighbours.results(30))) == 200
+        assert len(list(neighbours.results(60))) == 200
         assert client.status()["jobs"]["dead"] == 1

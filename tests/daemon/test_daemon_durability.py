@@ -45,7 +45,7 @@ def test_kill_9_of_everything_loses_nothing_that_was_acknowledged(
     file, gate = tmp_path / "executions", tmp_path / "gate"
     with daemon.client() as client:
         ended = client.submit_many("counted", [{"file": str(file)}] * 10)
-        pids = [one["pid"] for one in ended.results(20)]
+        pids = [one["pid"] for one in ended.results(60)]
         jobs = client.submit_many("gated", [{"file": str(file), "gate": str(gate)}] * 100)
         assert client.flush(20)
         wait_until(lambda: len(executions(file)) == len(ended) + WORKERS, "a job in each worker")
@@ -56,7 +56,7 @@ def test_kill_9_of_everything_loses_nothing_that_was_acknowledged(
         wait_until(lambda: sum(executions(file).values()) == len(ended) + 2 * WORKERS, "jobs in the new workers")
         assert {job.id for job in jobs if job.ended} == set()
         gate.touch()
-        assert len(jobs.results(30)) == len(jobs)
+        assert len(jobs.results(60)) == len(jobs)
 
         counts = executions(file)
         assert {job.id: counts[job.id] for job in ended} == {job.id: 1 for job in ended}
@@ -171,7 +171,7 @@ def test_a_full_disk_refuses_what_is_new_and_finishes_what_is_in(disk: Disk, tmp
             assert "disk" in refused.reason
 
             gate.touch()
-            assert len(jobs.results(30)) == len(jobs)
+            assert len(jobs.results(60)) == len(jobs)
             assert set(executions(file)) >= {job.id for job in jobs}
 
             disk.filler.unlink()

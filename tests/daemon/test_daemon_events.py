@@ -28,7 +28,7 @@ def test_unnamed_subscribers_do_not_disturb_each_other(box: Callable[..., Box]) 
     daemon = box()
     endpoint = f"ipc://{daemon.runtime_dir}/empd.sock"
     with daemon.client() as client:
-        client.submit_many("noop", [{}] * 3_000).results(20)
+        client.submit_many("noop", [{}] * 3_000).results(60)
         before = set(client.status()["consumers"])
 
     async def follow_all() -> list[list[int]]:
@@ -59,7 +59,7 @@ def test_unnamed_subscribers_do_not_disturb_each_other(box: Callable[..., Box]) 
 def test_a_named_consumer_sees_what_it_asked_for_and_is_remembered(box: Callable[..., Box]) -> None:
     daemon = box()
     with daemon.client() as client:
-        client.submit_many("noop", [{}] * 500).results(20)
+        client.submit_many("noop", [{}] * 500).results(60)
         kinds: set[int] = set()
         for frame in client.subscribe("mine", 1, [Kind.RESULTS]):
             assert isinstance(frame, Rows)

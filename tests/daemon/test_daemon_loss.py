@@ -51,7 +51,7 @@ def test_an_older_copy_of_the_journal(box: Callable[..., Box]) -> None:
 
     daemon.start(wait=False)
     assert daemon.process is not None
-    assert daemon.process.wait(20) == EXIT_OPERATOR
+    assert daemon.process.wait(60) == EXIT_OPERATOR
     assert "were committed and are missing" in daemon.log()
     assert "--accept-loss" in daemon.log()
 

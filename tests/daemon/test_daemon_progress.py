@@ -44,7 +44,7 @@ def test_a_second_sigterm_ends_the_daemon_now_and_loses_nothing(box: Callable[..
         wait_until(lambda: '"draining"' in (daemon.runtime_dir / "supervisor.json").read_text(), "the drain")
         assert daemon.process.poll() is None
         daemon.process.send_signal(signal.SIGTERM)
-        daemon.process.wait(10)
+        daemon.process.wait(60)
         daemon.restart()
         wait_until(lambda: running.status().state == "assigned", "the job to run again")
         client.cancel([running])

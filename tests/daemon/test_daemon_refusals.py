@@ -19,7 +19,7 @@ def test_a_damaged_journal_ends_the_daemon_with_a_line_that_says_what_to_do(box:
     daemon.log_path.write_text("")
     daemon.start(wait=False)
     assert daemon.process is not None
-    assert daemon.process.wait(20) == EXIT_OPERATOR
+    assert daemon.process.wait(60) == EXIT_OPERATOR
     assert "journal" in daemon.log()
     assert "Traceback" not in daemon.log()
     assert journal.read_bytes() == before
@@ -35,6 +35,6 @@ def test_a_newer_journal_is_refused_before_any_write(box: Callable[..., Box]) ->
     daemon.log_path.write_text("")
     daemon.start(wait=False)
     assert daemon.process is not None
-    assert daemon.process.wait(20) == EXIT_OPERATOR
+    assert daemon.process.wait(60) == EXIT_OPERATOR
     assert "newer" in daemon.log()
     assert journal.read_bytes() == bytes(data)

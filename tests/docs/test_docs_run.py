@@ -201,7 +201,7 @@ def test_missing_rows_are_told_until_the_loss_is_accepted(box: Callable[..., Box
     shutil.copytree(daemon.state_dir, early)
     daemon.restart()
     with daemon.client() as client:
-        assert len(list(client.submit_many("noop", range(100)).results(20))) == 100
+        assert len(list(client.submit_many("noop", range(100)).results(60))) == 100
     assert daemon.stop() == 0
     for path in early.glob("journal.db*"):
         shutil.copy(path, daemon.state_dir)

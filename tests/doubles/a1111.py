@@ -311,7 +311,7 @@ def in_thread(double: A1111Double) -> Iterator[A1111Double]:
         loop.call_soon_threadsafe(double.gate.set)
         asyncio.run_coroutine_threadsafe(double.stop(), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
+        thread.join(60)
         loop.close()
 
 

@@ -40,7 +40,7 @@ def test_a_stuck_disk_does_not_hold_up_who_makes_a_note(tmp_path: Path) -> None:
     output.begin()
     noting = threading.Thread(target=lambda: [output.note("again") for _ in range(1000)], daemon=True)
     noting.start()
-    noting.join(30)
+    noting.join(60)
     assert not noting.is_alive()
     with stuck.open("rb") as reader:  # the disk works again
         assert reader.readline().endswith(b": again\n")

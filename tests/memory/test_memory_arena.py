@@ -284,7 +284,7 @@ def test_readers_see_the_whole_blob_or_none_while_it_is_removed(arena):
     started = threading.Barrier(4)
 
     def reader():
-        started.wait(30)
+        started.wait(60)
         for ref in refs:
             try:
                 while True:
@@ -299,7 +299,7 @@ def test_readers_see_the_whole_blob_or_none_while_it_is_removed(arena):
     readers = [threading.Thread(target=reader) for _ in range(3)]
     for each in readers:
         each.start()
-    started.wait(30)
+    started.wait(60)
     for ref in refs:
         arena.read(ref)
         arena.remove(ref.id)

@@ -196,7 +196,7 @@ class Watcher:
         """Ends the stream."""
         if self._answer.fp is not None and (raw := getattr(self._answer.fp.raw, "_sock", None)) is not None:
             raw.shutdown(2)
-        self._thread.join(10)
+        self._thread.join(60)
         self._answer.close()
 
 

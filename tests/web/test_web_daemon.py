@@ -62,7 +62,7 @@ def test_history_has_every_job_once_over_kills_of_web_and_broker(box: Callable[.
             jobs = client.submit_many("noop", [{"n": n} for n in range(400)])
             if victim:
                 daemon.signal(victim)
-            assert len(jobs.results(30)) == 400
+            assert len(jobs.results(60)) == 400
             total += 400
     wait_until(lambda: healthy(daemon), "the web process is back")
     wait_until(lambda: len(ended_jobs(daemon)) >= total, "history has all jobs")

@@ -55,12 +55,12 @@ def test_stop_is_obeyed_with_exit_code_zero(web: Web) -> None:
 
 def test_drain_is_obeyed_with_exit_code_zero(web: Web) -> None:
     web.tell(Notice.DRAIN, value=3)
-    assert web.process.wait(10) == 0
+    assert web.process.wait(60) == 0
 
 
 def test_ends_without_its_supervisor_and_not_as_a_success(web: Web) -> None:
     web.control.close()
-    assert web.process.wait(10) == 1
+    assert web.process.wait(60) == 1
 
 
 def test_heartbeat_goes_on(broker: BrokerDouble, start_web: Callable[..., Web]) -> None:

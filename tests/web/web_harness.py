@@ -121,7 +121,7 @@ class Web:
         if self.process.poll() is None:
             self.tell(Notice.STOP)
         try:
-            return self.process.wait(10)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

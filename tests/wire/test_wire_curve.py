@@ -68,14 +68,14 @@ def test_the_right_key_gets_in(daemon: Tcp) -> None:
     for name in ("alice", "bob"):
         with daemon.client(curve_dir=daemon.keys / name) as client:
             assert client.submit("noop", {"x": 1}).result(60) is not None
-            assert len(client.submit_many("noop", [{}] * 500).results(20)) == 500
+            assert len(client.submit_many("noop", [{}] * 500).results(60)) == 500
 
 
 def test_an_async_client_gets_in_too(daemon: Tcp) -> None:
     async def ask() -> int:
         async with AsyncClient(daemon.settings["endpoint"], curve_dir=daemon.keys / "alice") as client:
             jobs = await client.submit_many("noop", [{}] * 10)
-            return len(await jobs.results(10))
+            return len(await jobs.results(60))
 
     assert asyncio.run(ask()) == 10
 
@@ -158,6 +158,6 @@ def test_a_daemon_without_its_keys_says_which(tmp_path: Path) -> None:
     with contextlib.closing(Box(endpoint="tcp://127.0.0.1:9", curve_dir=str(tmp_path))) as daemon:
         daemon.start(wait=False)
         assert daemon.process is not None
-        assert daemon.process.wait(20) == EXIT_OPERATOR
+        assert daemon.process.wait(60) == EXIT_OPERATOR
         assert "server.key_secret: no such file" in daemon.log()
         assert "Traceback" not in daemon.log()

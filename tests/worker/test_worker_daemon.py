@@ -38,9 +38,9 @@ def test_every_kind_of_callable_and_large_values_through_the_daemon(box: Callabl
     )
     with daemon.client() as client:
         values = [{"x": n} for n in range(40)]
-        assert list(client.submit_many("square", values).results(20)) == [{"value": n * n} for n in range(40)]
-        assert list(client.submit_many("pooled", values).results(20)) == [{"value": n * n} for n in range(40)]
-        assert list(client.submit_many("aio", values).results(20)) == [n * n for n in range(40)]
+        assert list(client.submit_many("square", values).results(60)) == [{"value": n * n} for n in range(40)]
+        assert list(client.submit_many("pooled", values).results(60)) == [{"value": n * n} for n in range(40)]
+        assert list(client.submit_many("aio", values).results(60)) == [n * n for n in range(40)]
         assert client.submit("count", 5).result(60) == {"counted": 5}
         assert bytes(client.submit("large", 5 << 20).result(60)) == b"z" * (5 << 20)
 
@@ -106,7 +106,7 @@ def test_a_claim_outlives_the_broker_twice_and_runs_once(box: Callable[..., Box]
             old = daemon.signal("broker", signal.SIGKILL)
             wait_until(lambda old=old: daemon.pid("broker") != old, "the next broker")
             wait_until(daemon.is_ready, "the broker to answer")
-        assert list(jobs.results(30)) == ["rested"] * 4
+        assert list(jobs.results(60)) == ["rested"] * 4
         assert counted(tmp_path) == 4, "no job ran twice"
 
 
@@ -120,7 +120,7 @@ def test_a_heavy_worker_is_replaced_and_nothing_is_lost(box: Callable[..., Box])
     daemon = box(mapping_of(s=python("hoard", worker={"memory_max_bytes": 1})), python_path=HERE)
     with daemon.client() as client:
         first = daemon.pid("s-0")
-        results = list(client.submit_many("s", [80, 1, 80]).results(30))
+        results = list(client.submit_many("s", [80, 1, 80]).results(60))
         assert len(results) == 3
         assert wait_until(lambda: daemon.pid("s-0") != first, "the successor")
 
@@ -132,6 +132,6 @@ def test_a_reload_rolls_workers_without_losing_a_job(box: Callable[..., Box]) ->
         before = {daemon.pid("s-0"), daemon.pid("s-1")}
         jobs = client.submit_many("s", [None] * 60)
         os.kill(daemon.process.pid, signal.SIGHUP)
-        assert list(jobs.results(30)) == [{"steps": 1}] * 60
+        assert list(jobs.results(60)) == [{"steps": 1}] * 60
         wait_until(lambda: not before & {daemon.pid("s-0"), daemon.pid("s-1")}, "both workers to be rolled")
         assert client.submit("s", None).result(60) == {"steps": 1}
