@@ -167,14 +167,15 @@ def test_a_hung_child_leaves_its_stacks(daemon: Daemon):
 
 
 def test_a_stale_or_senseless_kill_hits_nobody(daemon: Daemon):
+    """A kill that hits after all shows as a GPU_LOST (4), the one that counts as HUNG."""
     daemon.start()
     worker, broker = daemon.child("w-0"), daemon.child("broker")
-    daemon.command("broker", notice=Notice.KILL, slot=worker["slot"], generation=worker["generation"] + 99, cause=2)
+    daemon.command("broker", notice=Notice.KILL, slot=worker["slot"], generation=worker["generation"] + 99, cause=4)
     wait_until(lambda: not (daemon.folder / "command-broker.json").exists(), "the command to be sent")
-    daemon.command("broker", notice=Notice.KILL, slot=broker["slot"], generation=broker["generation"], cause=2)
+    daemon.command("broker", notice=Notice.KILL, slot=broker["slot"], generation=broker["generation"], cause=4)
     wait_until(lambda: not (daemon.folder / "command-broker.json").exists(), "the command to be sent")
     # A worker has no say over others.
-    daemon.command("w-1", notice=Notice.KILL, slot=worker["slot"], generation=worker["generation"], cause=2)
+    daemon.command("w-1", notice=Notice.KILL, slot=worker["slot"], generation=worker["generation"], cause=4)
     wait_until(lambda: not (daemon.folder / "command-w-1.json").exists(), "the command to be sent")
     daemon.command("broker", notice=Notice.KILL, slot=worker["slot"], generation=worker["generation"], cause=250)
     wait_until(lambda: records(daemon, "GONE", "broker", of=worker["generation"], cause=Exit.HUNG), "GONE")
