@@ -12,6 +12,7 @@ abilities, each a base class of its own, found with issubclass:
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -131,6 +132,8 @@ class Connector:
     """False for what does no I/O: its jobs are counted, not logged one by one."""
 
     health_interval_s: ClassVar[float] = 30.0
+    health_limit_s: ClassVar[float] = 60.0
+    """A check that has not answered by then counts as failed: a service that hangs is not well."""
 
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         self.config = config
@@ -201,13 +204,16 @@ class Connector:
     async def probe(self) -> bool:
         """Asks for health and sets the state."""
         was_open = self._state in (ConnectorState.IDLE, ConnectorState.ERROR)
+        limit = asyncio.timeout(self.health_limit_s)
         try:
-            healthy = await self.check_health()
-            if self.on_probe is not None:
-                healthy = await self.on_probe(healthy)
+            async with limit:
+                healthy = await self.check_health()
+                if self.on_probe is not None:
+                    healthy = await self.on_probe(healthy)
             self.reason = "" if healthy else "health check failed"
         except Exception as error:  # foreign code, as above
-            healthy, self.reason = False, describe(error)
+            late = f"the health check did not answer within {self.health_limit_s:g} s"
+            healthy, self.reason = False, late if limit.expired() else describe(error)
         if healthy:
             self._state = ConnectorState.IDLE
         else:

@@ -172,6 +172,28 @@ class Moody(Service):
             raise self.script["close"]
 
 
+class Silent(Moody):
+    """Its service takes every question and answers none."""
+
+    health_limit_s = 0.01
+
+    async def check_health(self) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+
+def test_a_health_check_that_never_answers_is_a_bad_one() -> None:
+    async def life() -> None:
+        silent = Silent()
+        assert not await silent.start()
+        assert silent.state is ConnectorState.WAITING_FOR_SERVICE
+        assert silent.reason == "the health check did not answer within 0.01 s"
+        await silent.stop()
+        assert silent.closed == 1
+
+    asyncio.run(life())
+
+
 def test_the_base_drives_the_states() -> None:
     async def life() -> None:
         moody = Moody()
