@@ -53,6 +53,8 @@ class Router:
     """A bound ROUTER socket. A frame to a peer that is gone or does not read is refused, not dropped: one that does not
     read is owed `BACKLOG_BYTES_MAX` and a few frames at most.
 
+    After a refusal `gone` says which of the two it was.
+
     A tcp endpoint is a CURVE server with the keys in `curve_dir`. `sockets` are to be polled: when one of them is
     readable, `receive`. Raises ConfigError when the keys cannot be used, or the address not bound.
     """
@@ -76,6 +78,7 @@ class Router:
         except zmq.ZMQError as error:
             raise ConfigError([f"endpoint: cannot listen on {endpoint}: {error.strerror}"]) from None
         self.socket = socket
+        self.gone = False
         self._backlogs: dict[bytes, Backlog] = {}
         self.sockets = (socket,) if self._door is None else (socket, self._door.socket)
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -102,6 +105,7 @@ class Router:
         backlog.unmarked += len(frame)
         to_mark = backlog.unmarked >= _MARK_BYTES
         if to_mark and backlog.settle() >= BACKLOG_BYTES_MAX:
+            self.gone = False
             return False
         try:
             socket.send(identity, MORE_NOBLOCK)
@@ -111,9 +115,10 @@ class Router:
             else:
                 socket.send(frame, NOBLOCK)
         except zmq.ZMQError as error:
-            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                return False
-            raise
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self.gone = error.errno == zmq.EHOSTUNREACH
+            return False
         return True
 
     def _backlog(self, identity: bytes) -> Backlog:

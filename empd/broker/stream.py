@@ -16,6 +16,8 @@ _GATHER_NS = 10 * NS_PER_MS
 """A consumer is fed at most so often, unless there is much for it: what one job causes would cost it a frame, a
 transaction and an acknowledgement of its own."""
 _GATHER_ROWS = 64
+_REFUSED_NS = 100 * NS_PER_MS
+"""A consumer that did not read what it is owed is tried again after this."""
 _FRAME_BODY_BYTES = FRAME_BYTES_MAX // 2
 WINDOW_MAX = 256
 WINDOW_BYTES_MAX = 4 << 20
@@ -35,6 +37,7 @@ class Subscriber:
         self.ahead_bytes = 0
         self.acknowledged = self.next_seq - 1
         self.fed_ns = 0
+        self.refused_ns = 0
 
     def wants(self, row: Row) -> bool:
         """Whether the row is of a kind asked for."""
@@ -67,9 +70,7 @@ class Stream:
     def subscribe(self, identity: bytes, frame: frames.Subscribe) -> None:
         """Begins, or begins anew, a consumer's subscription."""
         subscriber = Subscriber(identity, frame)
-        if subscriber.next_seq < self._journal.first_seq:
-            self._router.send(identity, encode(frames.Reset(frame.consumer, self._journal.first_seq)))
-            subscriber.next_seq = self._journal.first_seq
+        self._reset(subscriber)
         if frame.consumer:  # a named consumer has one cursor, and so one subscription
             for key in [key for key in self._subscribers if key[1] == frame.consumer]:
                 del self._subscribers[key]
@@ -99,23 +100,27 @@ class Stream:
             waiting = self._journal.last_seq + 1 - subscriber.next_seq
             if not waiting or not subscriber.has_room:
                 continue
-            due_ns = subscriber.fed_ns + _GATHER_NS
-            if due_ns <= mono_ns or waiting >= _GATHER_ROWS:
-                if not self._feed_one(subscriber, committed):
-                    del self._subscribers[key]  # gone, or it does not read: it subscribes anew when told to resync
-                    self._router.send(subscriber.identity, encode(frames.Resync()))
-                    continue
-                if subscriber.ahead:
-                    subscriber.fed_ns = mono_ns
+            due_ns = max(subscriber.fed_ns + _GATHER_NS, subscriber.refused_ns + _REFUSED_NS)
+            if due_ns <= mono_ns or (waiting >= _GATHER_ROWS and not subscriber.refused_ns):
                 due_ns = mono_ns
+                if self._feed_one(subscriber, committed):
+                    subscriber.refused_ns = 0
+                    if subscriber.ahead:
+                        subscriber.fed_ns = mono_ns
+                elif self._router.gone:
+                    del self._subscribers[key]
+                    continue
+                else:
+                    # It does not read what it is owed: it goes on where it is as soon as it does.
+                    subscriber.refused_ns = mono_ns
+                    due_ns = mono_ns + _REFUSED_NS
             if subscriber.next_seq <= self._journal.last_seq and subscriber.has_room:
                 wanted_ns = due_ns if wanted_ns is None else min(wanted_ns, due_ns)
         return wanted_ns
 
     def _feed_one(self, subscriber: Subscriber, committed: list[Row]) -> bool:
-        if subscriber.next_seq < self._journal.first_seq:
-            self._router.send(subscriber.identity, encode(frames.Reset(subscriber.consumer, self._journal.first_seq)))
-            subscriber.next_seq = self._journal.first_seq
+        if not self._reset(subscriber):
+            return False
         if committed and committed[0].seq <= subscriber.next_seq <= committed[-1].seq:
             rows = committed[subscriber.next_seq - committed[0].seq :]
         else:
@@ -138,6 +143,15 @@ class Stream:
             return False
         if rows:
             subscriber.next_seq = rows[-1].seq + 1
+        return True
+
+    def _reset(self, subscriber: Subscriber) -> bool:
+        """Tells a subscriber whose next row is cut off where the rows begin now. False: the frame was refused."""
+        first_seq = self._journal.first_seq
+        if subscriber.next_seq < first_seq:
+            if not self._router.send(subscriber.identity, encode(frames.Reset(subscriber.consumer, first_seq))):
+                return False
+            subscriber.next_seq = first_seq
         return True
 
     def _send(self, subscriber: Subscriber, batch: list[Row]) -> bool:

@@ -1,0 +1,89 @@
+"""The event stream to a consumer that does not read for a while, and to one that is gone, without sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from empd.broker.stream import Stream
+from empd.clock import NS_PER_S
+from empd.store.journal import Row, SqliteJournal
+from empd.wire import frames
+from empd.wire.codec import decode_for_client
+
+ME = b"me"
+
+
+class Wire:
+    """Stands in for the router: takes frames, or refuses them."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+        self.refusing = self.gone = False
+
+    def send(self, identity: bytes, frame: bytes) -> bool:
+        if not self.refusing:
+            self.taken.append(decode_for_client(frame))
+        return not self.refusing
+
+    def seqs(self) -> list[int]:
+        return [row[0] for frame in self.taken if isinstance(frame, frames.Rows) for row in frame.rows]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
+    journal = SqliteJournal.open(tmp_path / "journal.db", durability="os", reserve_bytes=0)
+    yield journal
+    journal.close()
+
+
+def commit(journal: SqliteJournal, count: int) -> list[Row]:
+    rows = [Row(journal.last_seq + 1 + i, 1, 1, 0, b"x") for i in range(count)]
+    journal.append(rows)
+    journal.commit()
+    return rows
+
+
+def test_a_consumer_that_did_not_read_goes_on_where_it_was(journal: SqliteJournal) -> None:
+    wire = Wire()
+    stream = Stream(wire, journal)  # type: ignore[arg-type]
+    stream.subscribe(ME, frames.Subscribe("history", 1))
+    wire.refusing = True
+    now_ns = NS_PER_S
+    for _ in range(5):
+        wanted_ns = stream.feed(commit(journal, 100), now_ns)
+        assert wanted_ns is not None
+        assert wanted_ns > now_ns, "it is tried again, but not without pause"
+        now_ns = wanted_ns
+    assert stream.cursors() == {"history": 0}, "trimming still waits for it"
+    wire.refusing = False
+    while wanted_ns is not None:
+        now_ns = max(now_ns, wanted_ns)
+        wanted_ns = stream.feed([], now_ns)
+    assert wire.seqs() == list(range(1, 501))
+
+
+def test_a_reset_that_was_refused_is_told_later(journal: SqliteJournal) -> None:
+    wire = Wire()
+    stream = Stream(wire, journal)  # type: ignore[arg-type]
+    commit(journal, 20)
+    journal.carry_and_trim([], 10)
+    wire.refusing = True
+    stream.subscribe(ME, frames.Subscribe("late", 1))
+    assert stream.feed([], NS_PER_S) is not None
+    wire.refusing = False
+    stream.feed([], 2 * NS_PER_S)
+    assert wire.taken[0] == frames.Reset("late", 11)
+    assert wire.seqs() == list(range(11, 21))
+
+
+def test_a_consumer_that_is_gone_is_forgotten(journal: SqliteJournal) -> None:
+    wire = Wire()
+    stream = Stream(wire, journal)  # type: ignore[arg-type]
+    stream.subscribe(ME, frames.Subscribe("history", 1))
+    wire.refusing = wire.gone = True
+    assert stream.feed(commit(journal, 3), NS_PER_S) is None
+    assert stream.cursors() == {}
