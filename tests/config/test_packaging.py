@@ -36,6 +36,7 @@ SHIPPED_SUFFIXES = {
     ".typed",
     ".binpb",
     ".proto",
+    ".txt",
 }
 pytestmark = pytest.mark.timeout(300)
 

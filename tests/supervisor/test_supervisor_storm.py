@@ -40,15 +40,21 @@ def test_random_deaths_leave_no_descriptor_no_zombie_and_no_orphan(daemon: Daemo
     living = {each["pid"] for each in daemon.status()["children"]}
     assert descriptors(daemon.pid) == before
     assert len(os.listdir(f"/proc/{daemon.pid}/task")) == 1
-    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
-    assert {int(pid) for pid in children if "Z (zombie)" in status_of(int(pid))} == set()
+    # What a dead child leaves behind is the supervisor's to bury, a moment later.
+    wait_until(
+        lambda: not any("Z (zombie)" in status_of(pid) for pid in children_of(daemon.pid)), "the dead to be buried"
+    )
     # Five children and the sentinel.
-    assert len(children) == len(living) + 1
+    assert len(children_of(daemon.pid)) == len(living) + 1
     dead = [each["grandchild"] for each in daemon.events("grandchild") if each["pid"] not in living]
     assert dead
     assert not any(is_alive(pid) for pid in dead)
     daemon.send(signal.SIGTERM)
     assert daemon.wait_exit() == 0
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def status_of(pid: int) -> str:
