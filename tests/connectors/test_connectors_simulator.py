@@ -290,7 +290,7 @@ def daemon(shared: Server) -> Iterator[Box]:
 
 def test_a_killed_worker_leads_to_one_submission(server: Server, daemon: Box) -> None:
     with daemon.client() as client:
-        handle = client.submit("rest", {"duration_s": 1.5, "steps": 3, "x": 7})
+        handle = client.submit("rest", {"duration_s": 4, "steps": 3, "x": 7})
         wait_until(lambda: server.counts["requests"].get("GET /jobs/{id}", 0) >= 2, "the job to be polled")
         daemon.signal("rest-0", signal.SIGKILL)
         assert handle.result(timeout=60) == {"steps": 3, "echo": {"x": 7}}

@@ -66,7 +66,7 @@ def daemon(server: Server) -> Iterator[Box]:
 def test_a_killed_worker_leads_to_one_submission(server: Server, daemon: Box, name: str) -> None:
     before = server.requests("simulation_job")
     with daemon.client() as client:
-        handle = client.submit(name, {"duration_s": 2, "steps": 4, "x": name})
+        handle = client.submit(name, {"duration_s": 4, "steps": 4, "x": name})
         wait_until(lambda: server.requests("simulation_job") > before, "the job to be handed over")
         daemon.signal(f"{name}-0", signal.SIGKILL)
         result = handle.result(timeout=60)
@@ -77,7 +77,7 @@ def test_a_killed_worker_leads_to_one_submission(server: Server, daemon: Box, na
 def test_a_broken_connection_is_nothing_that_a_job_sees(server: Server, daemon: Box) -> None:
     before = server.requests("simulation_job")
     with daemon.client() as client:
-        handle = client.submit("simulated", {"duration_s": 1, "steps": 4}, retries=0)
+        handle = client.submit("simulated", {"duration_s": 3, "steps": 4}, retries=0)
         wait_until(lambda: server.requests("simulation_job") > before, "the job to be handed over")
         server.do(server.breaks())
         assert handle.result(timeout=60)["steps"] == 4

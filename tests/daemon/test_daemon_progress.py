@@ -17,8 +17,8 @@ GRACES = {"cancel_grace_s": 0.3, "term_grace_s": 0.3, "heartbeat_s": 0.1, "backo
 
 
 def test_a_run_that_does_not_move_is_ended_and_one_that_does_is_not(box: Callable[..., Box]) -> None:
-    moving = service(api_config={"duration_s": 2.5, "steps": 25}, progress_timeout_s=0.8)
-    still = service(api_config={"fault": "hang"}, progress_timeout_s=0.8)
+    moving = service(api_config={"duration_s": 5, "steps": 50}, progress_timeout_s=2.0)
+    still = service(api_config={"fault": "hang"}, progress_timeout_s=2.0)
     daemon = box(mapping_of(moving=moving, still=still), max_crashes=1, **GRACES)
     with daemon.client() as client:
         moves = client.submit("moving", {}, timeout_s=0)
@@ -29,7 +29,7 @@ def test_a_run_that_does_not_move_is_ended_and_one_that_does_is_not(box: Callabl
         assert dead.value.failure == "worker_hung"
         assert "_sleep_through_cancel" in dead.value.evidence or "Thread" in dead.value.evidence
         assert wait_until(lambda: daemon.pid("still-0") != first, "the successor")
-        assert moves.result(60) == {"steps": 25}
+        assert moves.result(60) == {"steps": 50}
         assert moves.status().attempts == 1
 
 

@@ -19,7 +19,7 @@ from empd.wire.telemetry import Metrics
 
 
 def test_a_claim_outlives_two_brokers_and_its_outcome_is_said_until_settled(broker: BrokerDouble, start) -> None:
-    start({"slow": simulation(duration_s=0.6), "noop": simulation()}, slots=2).ready()
+    start({"slow": simulation(duration_s=4.0), "noop": simulation()}, slots=2).ready()
     broker.settling = False
     slow = broker.assign("slow", [None])[0]
     quick = broker.assign("noop", [None])[0]
@@ -45,7 +45,7 @@ def test_a_claim_outlives_two_brokers_and_its_outcome_is_said_until_settled(brok
 
 
 def test_outcomes_while_there_is_no_broker_are_kept(broker: BrokerDouble, start) -> None:
-    worker = start({"s": simulation(duration_s=0.2)}, slots=8).ready()
+    worker = start({"s": simulation(duration_s=2.0)}, slots=8).ready()
     claims = broker.assign("s", [None] * 8)
     until(lambda: worker.board.read(1).activity.jobs_running == 8, "all jobs run")
     broker.die()
@@ -117,7 +117,7 @@ def test_a_state_whose_answer_was_lost_is_not_taken_for_a_conflict(broker: Broke
 
 
 def test_drain_finishes_what_runs_settles_and_says_so(broker: BrokerDouble, start) -> None:
-    worker = start({"s": simulation(duration_s=0.5)}, slots=2).ready()
+    worker = start({"s": simulation(duration_s=3.0)}, slots=2).ready()
     broker.settling = False
     claims = broker.assign("s", [None, None])
     broker.roundtrip()  # what reaches a draining worker is given back, not run
@@ -133,7 +133,7 @@ def test_drain_finishes_what_runs_settles_and_says_so(broker: BrokerDouble, star
 
 
 def test_a_drain_can_be_taken_back(broker: BrokerDouble, start) -> None:
-    worker = start({"s": simulation(duration_s=0.4), "noop": simulation()}, slots=2).ready()
+    worker = start({"s": simulation(duration_s=5.0), "noop": simulation()}, slots=2).ready()
     claim = broker.assign("s", [None])[0]
     worker.say(Notice.DRAIN, 30)
     until(lambda: latest_offers(broker)["s"].reason == "draining")
@@ -250,7 +250,7 @@ def test_failing_health_takes_the_offer_back_and_gives_it_again(broker: BrokerDo
 
 
 def test_the_board_shows_the_job_and_its_progress(broker: BrokerDouble, start) -> None:
-    worker = start({"s": simulation(duration_s=1.0, steps=10)}).ready()
+    worker = start({"s": simulation(duration_s=3.0, steps=10)}).ready()
     claim = broker.assign("s", [None])[0]
     shown = until(lambda: seen if (seen := worker.board.read(1).activity).progress >= 0.3 else None)
     assert (shown.job_id, shown.epoch, shown.jobs_running) == (*claim, 1)
