@@ -11,8 +11,8 @@ from empd.connectors.context import CHECKPOINT_BYTES_MAX, Context, JobView
 from empd.connectors.failures import ConnectorError, InvalidInput
 from empd.connectors.service.a1111.connector import A1111Connector
 from empd.connectors.service.a1111.request import Request, read_request
+from empd.connectors.service.batch_item import settle_item
 from empd.errors import FailureClass
-from empd.job import Cause
 
 ITEMS_MAX = 10_000
 OUTPUTS_PER_ITEM = 1_000
@@ -90,21 +90,14 @@ class A1111BatchConnector(A1111Connector, Resumable):
         def report(fraction: float, message: str, step: int, steps: int) -> None:
             context.progress((index + fraction) / count, f"item {index + 1} of {count}: {message}", step, steps)
 
-        for attempt in range(batch.item_retries + 1):
-            try:
-                output = await self.pictures(request, context, report, f".{index}.{attempt}")
-                value = await self.saved(output, request, context, index * OUTPUTS_PER_ITEM)
-                context.partial({"kind": "item", "index": index, "completed": True})
-                return {"index": index, **value}
-            except ConnectorError as error:
-                last = attempt == batch.item_retries or not error.retry
-                if context.cancelled or error.cause is not Cause.JOB_FAULT or (last and batch.on_failure == "fail"):
-                    raise
-                context.log("item failed", item=index, failure=error.failure.value, reason=error.message)
-                if last:
-                    context.partial({"kind": "item", "index": index, "completed": False})
-                    return {"index": index, "error": {"failure": error.failure.value, "message": error.message}}
-        raise AssertionError("range() is never empty")
+        async def run(attempt: int) -> dict[str, Any]:
+            output = await self.pictures(request, context, report, f".{index}.{attempt}")
+            return await self.saved(output, request, context, index * OUTPUTS_PER_ITEM)
+
+        ended = await settle_item(index, batch, context, run)
+        if isinstance(ended, ConnectorError):
+            return {"index": index, "error": {"failure": ended.failure.value, "message": ended.message}}
+        return {"index": index, **ended}
 
 
 def _done_before(context: Context) -> dict[int, dict[str, Any]]:

@@ -9,11 +9,12 @@ import msgspec
 from empd.connectors.base import Result
 from empd.connectors.context import CHECKPOINT_BYTES_MAX, Context, JobView
 from empd.connectors.failures import ConnectorError
+from empd.connectors.service.batch_item import settle_item
 from empd.connectors.service.comfyui.advanced import ComfyUIAdvancedConnector
 from empd.connectors.service.comfyui.request import Batch, Request, read_batch
 from empd.connectors.service.comfyui.run import Earlier, Label, Run
 from empd.errors import FailureClass
-from empd.job import Cause, format_id
+from empd.job import format_id
 
 OUTPUTS_PER_ITEM = 1_000
 """Output indexes of items are this far apart, so that an item's files keep their names whatever the others make."""
@@ -55,21 +56,15 @@ class ComfyUIBatchConnector(ComfyUIAdvancedConnector):
     async def _item(self, context: Context, batch: Batch, item: tuple[int, Request], done: _Done) -> dict[str, Any]:
         """The result of one item, or its error. Raises what is no fault of the item."""
         index = item[0]
-        for attempt in range(batch.item_retries + 1):
-            try:
-                value = await self._run_item(context, item, len(batch.items), (attempt, done))
-                context.partial({"kind": "item", "index": index, "completed": True})
-                return {"index": index, **value}
-            except ConnectorError as error:
-                last = attempt == batch.item_retries or not error.retry
-                if context.cancelled or error.cause is not Cause.JOB_FAULT or (last and batch.on_failure == "fail"):
-                    raise
-                context.log("item failed", item=index, failure=error.failure.value, reason=error.message)
-                if last:
-                    context.partial({"kind": "item", "index": index, "completed": False})
-                    told = {"failure": error.failure.value, "message": error.message, "retry": error.retry}
-                    return {"index": index, "error": told}
-        raise AssertionError("range() is never empty")
+
+        async def run(attempt: int) -> dict[str, Any]:
+            return await self._run_item(context, item, len(batch.items), (attempt, done))
+
+        ended = await settle_item(index, batch, context, run)
+        if isinstance(ended, ConnectorError):
+            told = {"failure": ended.failure.value, "message": ended.message, "retry": ended.retry}
+            return {"index": index, "error": told}
+        return {"index": index, **ended}
 
     async def _run_item(
         self, context: Context, item: tuple[int, Request], count: int, state: tuple[int, _Done]
