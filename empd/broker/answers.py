@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from empd.broker.ledger import Ledger
 from empd.job import Outcome, State
 from empd.queue import requests
@@ -11,6 +13,15 @@ from empd.queue.state import Job
 from empd.result import FinishedGroup, FinishedJob, JobStatus, Results
 
 
+class Found(NamedTuple):
+    """Jobs that have not ended, or are dead letters; those letters; and jobs that the broker does not know: what ended
+    and is not in `recent` any more is in history."""
+
+    unfinished: list[Job]
+    dead: list[Results]
+    unknown: list[int]
+
+
 class Answers:
     """Reads the queue, and the journal for what ended a moment ago."""
 
@@ -18,36 +29,32 @@ class Answers:
         self._queue = queue
         self._ledger = ledger
 
-    def states(self, ids: list[int]) -> tuple[list[JobStatus], list[Results]]:
-        """The states of unfinished jobs (of unknown ones: `unknown`: what ended and is not in `recent` any more is in
-        history), and the results of ended ones."""
+    def look_at(self, ids: list[int], rows: dict[int, set[int]]) -> Found:
+        """Where the jobs stand. Those that ended are added to `rows`: which rows of the journal hold their results."""
         state = self._queue.state
-        unfinished: list[JobStatus] = []
-        ended: list[Results] = []
-        rows: dict[int, set[int]] = {}
+        unfinished: list[Job] = []
+        dead: list[Results] = []
+        unknown: list[int] = []
         for job_id in ids:
             job = state.jobs.get(job_id)
-            if job is None:
-                seq = state.recent.get(job_id)
-                if seq is None:
-                    unfinished.append(JobStatus(job_id, "unknown"))
-                else:
-                    rows.setdefault(seq, set()).add(job_id)
-            elif job.state is State.DEAD:
-                ended.append(_dead(job))
-                unfinished.append(requests.status(state, job))
+            if job is not None:
+                unfinished.append(job)
+                if job.state is State.DEAD:
+                    dead.append(_dead(job))
+                continue
+            seq = state.recent.get(job_id)
+            if seq is None:
+                unknown.append(job_id)
             else:
-                unfinished.append(requests.status(state, job))
-        for seq, wanted in rows.items():
-            found = self._from_row(seq, wanted)
-            if found is None:
-                unfinished += [JobStatus(job_id, "unknown") for job_id in wanted]
-            else:
-                ended.append(found)
-        return unfinished, ended
+                rows.setdefault(seq, set()).add(job_id)
+        return Found(unfinished, dead, unknown)
 
-    def _from_row(self, seq: int, wanted: set[int]) -> Results | None:
-        """The results in a committed row; None when it was trimmed (a consumer fell too far behind)."""
+    def status(self, job: Job) -> JobStatus:
+        """What is known of an unfinished job."""
+        return requests.status(self._queue.state, job)
+
+    def results(self, seq: int, wanted: set[int]) -> Results | None:
+        """The results of these jobs, in a committed row; None when it was trimmed (a consumer fell too far behind)."""
         found = self._ledger.journal.read_from(seq, 1)
         if not found or found[0].seq != seq:
             return None

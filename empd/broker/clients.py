@@ -13,6 +13,7 @@ from empd.broker.answers import Answers
 from empd.broker.blobs import BlobKeeper
 from empd.broker.ledger import Ledger
 from empd.broker.outbox import Outbox
+from empd.broker.questions import Questions
 from empd.broker.stream import Stream
 from empd.clock import Instant
 from empd.errors import FailureClass, ProtocolError
@@ -23,16 +24,13 @@ from empd.queue.admission import Outside
 from empd.queue.claims import EVERYONE
 from empd.queue.machine import Queue
 from empd.queue.state import Session
-from empd.result import JobStatus, Results
+from empd.result import Results
 from empd.wire import frames
-from empd.wire.codec import decode_client_frame, encode
+from empd.wire.codec import decode_client_frame
 
-ASK_MAX = 20_000
 BULK_MAX = 50_000
 """Jobs that one Cancel or Retry by filter applies to, so that its answer fits into a frame and its pass does not take
 long. The answer then says where the next one goes on."""
-WATCHERS_MAX = 64
-"""Connections that are told of one job's end beside its owner; others ask."""
 SUBMIT_FRAME_BYTES_MAX = FRAME_BYTES_MAX
 _HELLO_FIRST = "say ClientHello first"
 
@@ -61,12 +59,10 @@ class ClientDesk:
     def __init__(self, means: Means, host: Host) -> None:
         self._queue, self._ledger, self._outbox, self._stream, self._blobs = means
         self._host = host
-        self._answers = Answers(self._queue, self._ledger)
+        self._questions = Questions(Answers(self._queue, self._ledger), self._outbox)
         self._sessions: dict[bytes, Session] = {}
         self._identities: dict[int, bytes] = {}
         self._successors: dict[int, int] = {}
-        self._asked: list[tuple[bytes, int, frames.Ask]] = []
-        self._watchers: dict[int, set[bytes]] = {}
         self.status: Callable[[], dict[str, Any]] = dict
         self.operate: Callable[[str], None] = lambda verb: None
         self.bad_frames = 0
@@ -116,6 +112,7 @@ class ClientDesk:
         elif session.number in self._successors or (frame.renew and session.next_job >= RENEWABLE_FROM):
             session = self._successor(session, frame, now)
         session.seen_mono_ns = now.mono_ns
+        self._questions.forget(identity)  # it asks anew, as every connection does
         self._sessions.pop(self._identities.get(session.number, b""), None)
         self._sessions[identity] = session
         self._identities[session.number] = identity
@@ -163,6 +160,7 @@ class ClientDesk:
     def lost(self, identities: Iterable[bytes]) -> None:
         """These peers are gone or did not read in time. Those that still live will ask for what they missed."""
         for identity in identities:
+            self._questions.forget(identity)
             session = self._sessions.pop(identity, None)
             if session is not None and self._identities.get(session.number) == identity:
                 del self._identities[session.number]
@@ -193,32 +191,16 @@ class ClientDesk:
         identity = self._identities.get(results.session)
         if identity is not None:
             self._outbox.put(identity, encoded)
-        if self._watchers:
-            watching = set()
-            for group in results.groups:
-                for job in group.jobs:
-                    watching |= self._watchers.pop(job.id, set())
-            for watcher in watching - {identity}:
-                self._outbox.put(watcher, encoded)
+        for watcher in self._questions.watching(results) - {identity}:
+            self._outbox.put(watcher, encoded)
 
     def _ask(self, identity: bytes, session: Session, frame: frames.Ask, now: Instant) -> None:
-        if len(frame.ids) > ASK_MAX:
-            raise ValueError(f"one Ask names at most {ASK_MAX} jobs, this one {len(frame.ids)}")
-        self._asked.append((identity, session.number, frame))
+        self._questions.ask(identity, session.number, frame)
 
-    def answer(self) -> None:
-        """Answers what was asked in this pass, once it is committed: a job may have ended in it."""
-        for identity, session, frame in self._asked:
-            states, ended = self._answers.states(frame.ids)
-            for results in ended:
-                self._outbox.put(identity, results)
-            for job in states:
-                if job.id >> 32 != session and job.state != "unknown":
-                    watching = self._watchers.setdefault(job.id, set())
-                    if len(watching) < WATCHERS_MAX:
-                        watching.add(identity)
-            self._outbox.put(identity, _states(frame.request, states))
-        self._asked.clear()
+    def answer(self, mono_ns: int) -> int | None:
+        """Answers questions after jobs, once this pass is committed. Returns the steady time at which to go on with it;
+        None when all are answered."""
+        return self._questions.answer(mono_ns)
 
     def _selected(
         self, ids: list[int], wanted: JobFilter | None, states: tuple[State, ...]
@@ -299,17 +281,3 @@ class ClientDesk:
         """A frame could not be handled, through a fault of this program; nothing was changed."""
         self.bad_frames += 1
         self._error(identity, 0, FailureClass.INTERNAL, f"the frame could not be handled ({message}); please report it")
-
-
-def _states(request: int, jobs: list[JobStatus]) -> bytes:
-    """A States frame; where all that is known does not fit into one, with what fits."""
-    encoded = encode(frames.States(request, jobs))
-    if len(encoded) > FRAME_BYTES_MAX:
-        short = [
-            JobStatus(j.id, j.state, j.service, j.priority, j.submitted_ns, j.started_ns, j.attempts, j.worker, j.epoch)
-            for j in jobs
-        ]
-        encoded = encode(frames.States(request, short))
-    if len(encoded) > FRAME_BYTES_MAX:
-        encoded = encode(frames.States(request, [JobStatus(job.id, job.state, epoch=job.epoch) for job in jobs]))
-    return encoded

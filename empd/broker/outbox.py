@@ -18,6 +18,10 @@ class Outbox:
         """Queues a frame."""
         self._frames.append((identity, frame if isinstance(frame, bytes) else encode(frame)))
 
+    def has_room(self, identity: bytes) -> bool:
+        """Whether the peer has read most of what it was sent before."""
+        return self._router.has_room(identity)
+
     def flush(self) -> set[bytes]:
         """Sends everything; returns the peers that did not take theirs."""
         if not self._frames:

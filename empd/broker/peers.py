@@ -17,24 +17,33 @@ _RECEIVE_MAX = 256
 _BACKLOG_FRAMES = 2_000
 BACKLOG_BYTES_MAX = 8 << 20
 _MARK_BYTES = 256 << 10
+_MARK_FRAMES = 250
+_ROOM_MARKS = 4
 _BACKLOGS_KEPT = 1_024
 MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 4096
 
 
 class Backlog:
-    """What one peer was sent and the transport still holds, in bytes.
+    """What one peer was sent and the transport still holds, in bytes and in frames.
 
     The transport counts frames, of any size up to a mebibyte. It can tell when it is done with a frame, for a price;
-    and it sends a peer's frames in their order: so one frame in every `_MARK_BYTES` is asked about, and stands for
-    all before it.
+    and it sends a peer's frames in their order: so one frame in every `_MARK_BYTES` or `_MARK_FRAMES` is asked about,
+    and stands for all before it.
     """
 
-    __slots__ = ("_marks", "held", "unmarked")
+    __slots__ = ("_marks", "held", "unmarked", "unmarked_frames")
 
     def __init__(self) -> None:
         self._marks: deque[tuple[int, zmq.MessageTracker]] = deque()
         self.held = 0
         self.unmarked = 0
+        self.unmarked_frames = 0
+
+    def count(self, size: int) -> bool:
+        """A frame is to be sent; True when it is one to be asked about."""
+        self.unmarked += size
+        self.unmarked_frames += 1
+        return self.unmarked >= _MARK_BYTES or self.unmarked_frames >= _MARK_FRAMES
 
     def settle(self) -> int:
         """Forgets what is sent; returns the bytes that are not."""
@@ -46,7 +55,12 @@ class Backlog:
         """Everything up to here is sent when this is done."""
         self._marks.append((self.unmarked, tracker))
         self.held += self.unmarked
-        self.unmarked = 0
+        self.unmarked = self.unmarked_frames = 0
+
+    @property
+    def marks(self) -> int:
+        """Marks that are not done; `settle` first."""
+        return len(self._marks)
 
 
 class Router:
@@ -102,8 +116,7 @@ class Router:
         """Sends without waiting; False when the peer is gone or does not read."""
         socket = self.socket
         backlog = self._backlogs.get(identity) or self._backlog(identity)
-        backlog.unmarked += len(frame)
-        to_mark = backlog.unmarked >= _MARK_BYTES
+        to_mark = backlog.count(len(frame))
         if to_mark and backlog.settle() >= BACKLOG_BYTES_MAX:
             self.gone = False
             return False
@@ -120,6 +133,14 @@ class Router:
             self.gone = error.errno == zmq.EHOSTUNREACH
             return False
         return True
+
+    def has_room(self, identity: bytes) -> bool:
+        """Whether what the peer has not read is far from what it may be owed, in bytes and in frames."""
+        backlog = self._backlogs.get(identity)
+        if backlog is None:
+            return True
+        backlog.settle()
+        return backlog.marks < _ROOM_MARKS
 
     def _backlog(self, identity: bytes) -> Backlog:
         if len(self._backlogs) >= _BACKLOGS_KEPT:  # peers come and go, and nothing tells that they are gone

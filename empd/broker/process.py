@@ -62,6 +62,7 @@ class Broker:
         self._settings = settings
         self._stopping = False
         self._stream_ns: int | None = None
+        self._answer_ns: int | None = None
         self._spin_ns = 0
         self._heartbeat_ns = 0
         self._forget_ns = 0
@@ -182,7 +183,10 @@ class Broker:
             self.workers.claims(now)
         self._send(self._react(), now)
         deadline_ns = self.queue.next_deadline_ns(now)
-        return deadline_ns if self._stream_ns is None else min(deadline_ns, self._stream_ns)
+        for due_ns in (self._stream_ns, self._answer_ns):
+            if due_ns is not None:
+                deadline_ns = min(deadline_ns, due_ns)
+        return deadline_ns
 
     def _handle(self, desk: ClientDesk | WorkerDesk, identity: bytes, data: bytes, now: Instant) -> None:
         seq = self.queue.state.seq
@@ -229,13 +233,14 @@ class Broker:
     def _react(self) -> list[Row]:
         """Commits; puts what follows from the facts into the outboxes."""
         facts = [fact for _, _, fact in self.queue.pending]
-        rows = self.ledger.commit(clock.now())
+        now = clock.now()
+        rows = self.ledger.commit(now)
         for fact, row in zip(facts, rows, strict=True):
             if fact.kind is Kind.RESULTS:
                 self.clients.results(fact.body, row.body)
             elif fact.kind is Kind.STOPPING:
                 self.workers.stopping(fact.body)
-        self.clients.answer()
+        self._answer_ns = self.clients.answer(now.mono_ns)
         return rows
 
     def _send(self, rows: list[Row], now: Instant) -> None:

@@ -3,7 +3,7 @@
     created ── connected() ──▶ greeting ── Welcome ──▶ ready ── disconnected() ──▶ created
 
 Only `ready` sends more than the greeting. After every Welcome all that is unanswered goes again: Submit frames
-under their numbers (the daemon takes each number once), requests, subscriptions, and an `Ask` for the accepted
+under their numbers (the daemon takes each number once), requests, subscriptions, and a roll call of the accepted
 jobs that are open, so that nothing which was lost with a connection stays open here.
 """
 
@@ -18,6 +18,7 @@ import msgspec
 from empd.client.handle import Handle, Request
 from empd.client.lookups import Lookups
 from empd.client.requests import Requests, Subscription
+from empd.client.roll_call import ASK_IDS_MAX, RollCall
 from empd.client.submissions import Submissions
 from empd.errors import EmpdError, FailureClass, ProtocolError, Refused
 from empd.payload import FRAME_BYTES_MAX, Carried
@@ -28,7 +29,6 @@ from empd.wire import codec, frames
 GREETING_RETRY_NS = 2_000_000_000
 ASK_AGAIN_NS = 200_000_000
 SILENCE_NS = 2_000_000_000
-ASK_IDS_MAX = 5_000
 FRAMES_IN_FLIGHT = 1
 """While this many Submit frames are unacknowledged, single submits gather into the next frame."""
 
@@ -49,6 +49,7 @@ class Conversation:
         self.open = self.submissions.open
         self.requests = Requests()
         self.subscriptions: dict[str, Subscription] = {}
+        self.roll_call = RollCall(self.requests, self.open.__contains__)
         self.lookups = Lookups(self.submissions)
         self.unknown = self.lookups.unknown
         self.stale_answers = 0
@@ -61,13 +62,13 @@ class Conversation:
         self._reminder: Request | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             Results: self.submissions.results,
-            frames.Accepted: lambda frame: self.ask(self.submissions.accepted(frame)),
+            frames.Accepted: lambda frame: self.roll_call.add(self.submissions.accepted(frame)),
             frames.States: self._on_states,
             frames.Reply: lambda frame: self.requests.answered(frame.request, frame.body),
             frames.Error: self._on_error,
             frames.Rows: self._on_rows,
             frames.Reset: self._on_rows,
-            frames.Resync: lambda _: self.ask(self.submissions.acknowledged()),
+            frames.Resync: lambda _: self.roll_call.begin(self.submissions.acknowledged()),
         }
 
     # --- the connection ------------------------------------------------------------------------------------------
@@ -139,6 +140,7 @@ class Conversation:
             if submissions.gathering is not None and len(submissions.unacknowledged) < FRAMES_IN_FLIGHT:
                 submissions.seal()
             sending += submissions.take_unsent()
+            self.roll_call.go_on()
             sending += self.requests.take_unsent()
         return [codec.encode(frame) for frame in sending]
 
@@ -149,7 +151,8 @@ class Conversation:
         self._heard_ns = now_ns
         followed = self.submissions.followed()
         if followed:
-            self.ask(followed)
+            if self.roll_call.over:
+                self.roll_call.begin(followed)
         elif self.busy and (self._reminder is None or self._reminder.ended):
             self._reminder = self.request(lambda number: frames.Ask(number, []))
 
@@ -244,8 +247,8 @@ class Conversation:
         self.welcome = welcome
         self.ready = True
         self._greeted_ns = None
+        self.roll_call.begin(accepted)
         self.requests.resume()
-        self.ask(accepted)
         self._control += [subscription.resumed() for subscription in self.subscriptions.values()]
 
     def _on_states(self, frame: frames.States) -> None:

@@ -41,6 +41,12 @@ class Requests:
         """A new connection: everything unanswered goes again."""
         self._unsent = [request.frame for request in self.waiting.values()]
 
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for this answer any more: it is not asked for again."""
+        request = self.waiting.pop(number, None)
+        if request is not None:
+            self._unsent = [frame for frame in self._unsent if frame is not request.frame]
+
     def answered(self, number: int, answer: object) -> None:
         """The daemon's answer; one to a request that was answered before is passed over."""
         request = self.waiting.pop(number, None)

@@ -49,10 +49,12 @@ class ClientHello(Frame, tag=1):
 
 
 class Ask(Frame, tag=3):
-    """Asks for the state or the result of jobs. Answered by `Results` and `States`."""
+    """Asks for the state or the result of jobs. Answered by `Results` and `States`. `ended_only`: of those that have
+    not ended nothing is said."""
 
     request: int
     ids: list[int]
+    ended_only: bool = False
 
 
 class Cancel(Frame, tag=4):
@@ -149,7 +151,8 @@ class Accepted(Frame, tag=33):
 
 
 class States(Frame, tag=35):
-    """Answer to `Ask`, for jobs that have no result yet. Sent once per `Ask`, after its `Results`."""
+    """Answer to `Ask`, for jobs that have no result yet; where only the ended were asked for, those that are unknown.
+    Sent once per `Ask`, after its `Results`."""
 
     request: int
     jobs: list[JobStatus]

@@ -84,7 +84,7 @@ class Peer:
                 if type(frame) is kind and all(getattr(frame, name) == value for name, value in fields.items()):
                     return self.heard.pop(index)
             left_ms = int((deadline_s - time.monotonic()) * 1000)
-            assert left_ms > 0, f"heard no {kind.__name__} {fields} in {limit_s} s, but {self.heard[:5]}"
+            assert left_ms > 0, f"heard no {kind.__name__} {fields} in {limit_s} s, but {str(self.heard)[:2000]}"
             if self.socket.poll(left_ms):
                 self.heard.append(self.decode(self.socket.recv()))
 
@@ -150,7 +150,7 @@ class RawClient(Peer):
                             if job.id == job_id:
                                 return ended.jobs.pop(index)
             left_ms = int((deadline_s - time.monotonic()) * 1000)
-            assert left_ms > 0, f"no result of {job_id:x} in {limit_s} s, but {self.heard[:5]}"
+            assert left_ms > 0, f"no result of {job_id:x} in {limit_s} s, but {str(self.heard)[:2000]}"
             if self.socket.poll(left_ms):
                 self.heard.append(self.decode(self.socket.recv()))
 

@@ -10,7 +10,8 @@ from box import wait_until
 from broker_process import RawBroker, RawWorker, group
 
 from empd.broker import clients
-from empd.broker.clients import WATCHERS_MAX, ClientDesk, Host, Means
+from empd.broker.clients import ClientDesk, Host, Means
+from empd.broker.questions import WATCHERS_MAX
 from empd.client.bulk import Bulk
 from empd.clock import NS_PER_S, Instant
 from empd.errors import FailureClass
@@ -115,7 +116,7 @@ class Desk:
         self.now = Instant(1_000 * NS_PER_S, 1_700_000_000 * NS_PER_S)
         self.queue.start("boot", "test", self.now)
         self.sent: list[tuple[bytes, Any]] = []
-        outbox: Any = SimpleNamespace(put=self._put)
+        outbox: Any = SimpleNamespace(put=self._put, has_room=lambda identity: True)
         ledger: Any = SimpleNamespace(closed="", journal=SimpleNamespace(instance="i" * 32, last_seq=0))
         nothing: Any = SimpleNamespace(forget=lambda identity: None)
         self.desk = ClientDesk(Means(self.queue, ledger, outbox, nothing, nothing), Host("h", "s", "v"))
@@ -127,7 +128,8 @@ class Desk:
         """The last frame that answers."""
         self.sent.clear()
         self.desk.handle(identity, encode(frame), self.now)
-        self.desk.answer()
+        while self.desk.answer(0) is not None:
+            pass
         return self.sent[-1][1] if self.sent else None
 
     def later(self, seconds: int) -> None:
@@ -202,7 +204,7 @@ def test_watchers_of_a_job_are_bounded() -> None:
         identity = b"w%d" % number
         desk.say(identity, frames.ClientHello(1))
         desk.say(identity, frames.Ask(1, [owner.session << 32 | 1]))
-    [watching] = desk.desk._watchers.values()
+    [watching] = desk.desk._questions._watchers.values()
     assert len(watching) == WATCHERS_MAX
 
 

@@ -166,6 +166,8 @@ class ModelBroker:
         if known:
             yield self._results(session, known)
         left = [number for number in ask.ids if number not in known]
+        if ask.ended_only:
+            left = [number for number in left if number not in self.waiting]
         states = ["waiting" if number in self.waiting else "unknown" for number in left]
         yield frames.States(ask.request, [JobStatus(number, state) for number, state in zip(left, states, strict=True)])
 

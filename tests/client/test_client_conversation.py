@@ -11,9 +11,10 @@ from client_model import ModelBroker, failing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empd.client.conversation import ASK_AGAIN_NS, ASK_IDS_MAX, GREETING_RETRY_NS, SILENCE_NS, Conversation
+from empd.client.conversation import ASK_AGAIN_NS, GREETING_RETRY_NS, SILENCE_NS, Conversation
 from empd.client.handle import Handle
 from empd.client.options import OptionsEncoder
+from empd.client.roll_call import ASK_IDS_MAX
 from empd.errors import FailureClass, JobFailed, ProtocolError, Refused
 from empd.job import SESSION_JOBS_MAX
 from empd.payload import FRAME_BYTES_MAX
@@ -366,19 +367,53 @@ def test_a_key_of_another_session_is_asked_for_until_it_ends() -> None:
     assert ours.conversation.deadline_ns() is None
 
 
-def test_open_handles_are_asked_for_in_bounded_frames() -> None:
+def roll_call_of(count: int) -> Link:
+    """A link whose `count` jobs have ended while it was cut, and that is up again; nothing was received since."""
     link = Link(ModelBroker(work=lambda number, payload: None))
     link.settle()
-    for index in range(ASK_IDS_MAX + 100):
+    for index in range(count):
         link.submit(b"%d" % index)
         if index % 256 == 0:
             link.settle()
     link.settle()
     link.broker.finish()
     link.cut(0, 0, 0)
+    link.broker.seen.clear()
+    return link
+
+
+def asked(link: Link) -> list[int]:
+    return [len(frame.ids) for frame in link.broker.seen if isinstance(frame, frames.Ask)]
+
+
+def test_open_handles_are_asked_for_in_parts_each_when_the_last_is_answered() -> None:
+    link = roll_call_of(2 * ASK_IDS_MAX + 100)
+    counts = []
+    while link.conversation.busy:
+        link.step_up()
+        link.step_down()
+        counts.append(len(link.conversation.requests.waiting))
+        assert len(counts) < 100
+    assert asked(link) == [ASK_IDS_MAX, ASK_IDS_MAX, 100]
+    assert max(counts) == 1
+    assert all(handle.finished for handle in link.handles)
+
+
+def test_a_roll_call_that_is_cut_off_begins_anew_with_what_is_still_open() -> None:
+    link = roll_call_of(2 * ASK_IDS_MAX)
+    while not asked(link):
+        link.step_up()
+        link.step_down()
     link.settle()
-    asks = [frame for frame in link.broker.seen if isinstance(frame, frames.Ask)]
-    assert [len(ask.ids) for ask in asks] == [ASK_IDS_MAX, 100]
+    assert all(handle.finished for handle in link.handles)
+    link = roll_call_of(2 * ASK_IDS_MAX)
+    while len(link.conversation.open) > ASK_IDS_MAX:
+        link.step_up()
+        link.step_down()
+    link.cut(0, 0, 0)
+    link.broker.seen.clear()
+    link.settle()
+    assert asked(link) == [ASK_IDS_MAX], "neither the answered part nor the question of the last connection again"
     assert all(handle.finished for handle in link.handles)
 
 
