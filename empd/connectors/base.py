@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -64,6 +64,10 @@ def _no_server(reason: str) -> None:
     """A service without a server of the daemon's own has none to replace."""
 
 
+def _no_learn(secrets: Iterable[str]) -> None:
+    """Nobody hides them here."""
+
+
 def _no_hold(key: str, reason: str = "", for_s: float = 0.0) -> None:
     """Nobody gives jobs here."""
 
@@ -80,7 +84,8 @@ class Site(NamedTuple):
     status page until it is replaced (None takes it away): a circuit's state, what a limiter holds back.
     `recycle_server(reason)` has the server of an internal service replaced between two jobs.
     `hold(key, reason, for_s)`: for that long this worker is given no jobs of the service, and status says why (a
-    circuit that is open, an upstream's Retry-After); `hold(key)` lets go earlier.
+    circuit that is open, an upstream's Retry-After); `hold(key)` lets go earlier. `learn(secrets)` keeps what no
+    configuration holds (a token that was fetched) out of all that the worker says.
     """
 
     service: str = ""
@@ -97,6 +102,7 @@ class Site(NamedTuple):
     report: Callable[[str, Any], None] = _no_report
     recycle_server: Callable[[str], None] = _no_server
     hold: Callable[..., None] = _no_hold
+    learn: Callable[[Iterable[str]], None] = _no_learn
 
     @property
     def endpoint(self) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 SECRET_CHARS_MIN = 4
 """Shorter values are no secrets, and would turn every text into stars."""
+
+PASSING_MAX = 64
+"""Secrets kept of those that are replaced by others in time."""
 
 HIDDEN = "***"
 DEPTH_MAX = 24
@@ -20,26 +23,51 @@ _SECRET_KEY = re.compile(
 )
 
 
-class Redaction:
-    """Replaces known secret values in texts."""
+def _nobody(secrets: Iterable[str]) -> None:
+    """Nobody else hides them."""
 
-    def __init__(self) -> None:
+
+class Redaction:
+    """Replaces known secret values in texts. `tell` is told of passing ones, where others hide them too."""
+
+    def __init__(self, tell: Callable[[Iterable[str]], None] = _nobody) -> None:
+        self._tell = tell
+        self._lasting: set[str] = set()
+        self._passing: dict[str, None] = {}
         self._secrets: list[str] = []
 
     def learn(self, secrets: Iterable[str]) -> None:
-        """From now on these are hidden. The longest go first, as one may be part of another."""
-        found = {*self._secrets, *(secret for secret in secrets if len(secret) >= SECRET_CHARS_MIN)}
+        """From now on these are hidden."""
+        self._lasting |= _long_enough(secrets)
+        self._sort()
+
+    def learn_passing(self, secrets: Iterable[str]) -> None:
+        """The same for tokens, which are replaced in time; of many, those not named for the longest are forgotten."""
+        named = _long_enough(secrets)
+        for secret in named:
+            self._passing.pop(secret, None)
+            self._passing[secret] = None
+        while len(self._passing) > PASSING_MAX:
+            del self._passing[next(iter(self._passing))]
+        self._sort()
+        self._tell(named)
+
+    def _sort(self) -> None:
+        """The longest go first, as one may be part of another."""
+        known = {*self._lasting, *self._passing}
         # In a line of JSON a secret may stand escaped.
-        found |= {json.dumps(secret)[1:-1] for secret in found} | {
-            json.dumps(secret, ensure_ascii=False)[1:-1] for secret in found
-        }
-        self._secrets = sorted(found, key=len, reverse=True)
+        known |= {json.dumps(secret, ensure_ascii=ascii)[1:-1] for secret in known for ascii in (True, False)}
+        self._secrets = sorted(known, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         return text
+
+
+def _long_enough(secrets: Iterable[str]) -> set[str]:
+    return {secret for secret in secrets if len(secret) >= SECRET_CHARS_MIN}
 
 
 def is_secret_key(key: str) -> bool:

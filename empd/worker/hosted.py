@@ -147,6 +147,7 @@ class Hosted:
                 secrets=self.port.secrets,
                 report=self.report,
                 hold=self.hold,
+                learn=self.redact.learn_passing,
                 endpoints=self._endpoints(kind, plan.api_config),
             )
             connector = registry.build(kind, plan.api_config, site, os.environ)

@@ -15,7 +15,7 @@ from empd.connectors.endpoints import Defaults, Endpoints, default_url, fixed_ur
 from empd.connectors.failures import RateLimited
 from empd.connectors.logger import ConnectorLogger, ServiceLog
 from empd.connectors.meters import Meters
-from empd.connectors.redaction import Redaction, secrets_in, without_secrets
+from empd.connectors.redaction import PASSING_MAX, Redaction, secrets_in, without_secrets
 
 # --- logger ----------------------------------------------------------------------------------------------------------
 
@@ -177,6 +177,18 @@ def test_secrets_of_a_configuration_are_found_and_hidden() -> None:
     assert shown["headers"] == {"Authorization": "***", "Accept": "json"}
     assert shown["oauth"] == {"client_secret": "***", "token_url": "https://login.example"}
     assert (shown["api_key"], shown["max_tokens"], shown["max_token"]) == ("***", "4000", 4000)
+
+
+def test_tokens_that_pass_are_hidden_told_on_and_not_kept_for_ever() -> None:
+    told: list[str] = []
+    redact = Redaction(told.extend)
+    redact.learn(["lasting-secret"])
+    for number in range(1000):
+        redact.learn_passing([f"token-{number:04}", "refresh-token"])
+        assert redact(f"a token-{number:04} b refresh-token lasting-secret") == "a *** b *** ***"
+        assert len(redact._secrets) <= PASSING_MAX + 1
+    assert set(told) == {"refresh-token", *(f"token-{number:04}" for number in range(1000))}
+    assert redact("token-0000") == "token-0000"
 
 
 @given(st.text(min_size=4), st.text(), st.text())

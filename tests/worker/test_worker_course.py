@@ -38,6 +38,14 @@ def hosted(connector: str, path: str = "", least: str = "info", **more: Any) -> 
     return Hosted("s", plan, Site(service="s"), port, Log(least))
 
 
+def test_a_token_that_a_connector_has_fetched_is_hidden_in_all_that_its_worker_says() -> None:
+    service = hosted("SimulationConnector")
+    service.build()
+    assert service.connector is not None
+    service.connector.site.learn(["fetched-token"])
+    assert service.redact("a fetched-token b") == "a *** b"
+
+
 def test_a_service_that_wants_nothing_pays_nothing() -> None:
     plain = hosted("SimulationConnector")
     plain.build()

@@ -1,13 +1,13 @@
 """How a connector shows who it is: API key, Bearer, Basic, OAuth2. The `auth` object of a service's configuration.
 
-Pure: from configuration to headers and query. OAuth2's tokens are fetched in `oauth`.
+Pure: from configuration to headers and query. OAuth2's tokens are fetched in `oauth`, and shown by `identity`.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -40,7 +40,8 @@ class OAuth2Auth(msgspec.Struct, tag="oauth2", forbid_unknown_fields=True, kw_on
     """`{"type": "oauth2", "token_url": …, "client_id": …}` (RFC 6749).
 
     The client's credentials get the token, or `refresh_token` does where it is given. `client_in`: where the token
-    endpoint reads the client's secret. `extra` goes into the token request as it is (`audience` and the like).
+    endpoint reads the client's secret. `extra` goes into the token request as it is (`audience` and the like). The
+    token is shown in the Authorization header, or in the query under the name in `query` (RFC 6750, 2.3).
     """
 
     token_url: str
@@ -50,9 +51,23 @@ class OAuth2Auth(msgspec.Struct, tag="oauth2", forbid_unknown_fields=True, kw_on
     scope: tuple[str, ...] = ()
     client_in: Literal["header", "body"] = "header"
     extra: dict[str, str] = {}
+    query: str = ""
 
 
 AuthConfig = ApiKeyAuth | BearerAuth | BasicAuth | OAuth2Auth
+
+
+class Credentials(NamedTuple):
+    """What one call or connection shows; `token` is OAuth2's, in one of the two."""
+
+    headers: Mapping[str, str] = _NONE
+    query: Mapping[str, str] = _NONE
+    token: str = ""
+
+
+def with_token(auth: OAuth2Auth, token: str) -> Credentials:
+    """A token where the service reads it."""
+    return Credentials(_NONE, {auth.query: token}, token) if auth.query else Credentials(bearer(token), _NONE, token)
 
 
 def headers_of(auth: AuthConfig | None) -> dict[str, str]:

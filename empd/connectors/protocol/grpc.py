@@ -13,18 +13,20 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from empd.connectors.base import ConnectorConfig, Service, Site
 from empd.connectors.context import Context
-from empd.connectors.failures import InvalidInput, ServiceTimeout, ServiceUnavailable
-from empd.connectors.protocol.auth import headers_of
+from empd.connectors.failures import ConnectorError, InvalidInput, ServiceTimeout, ServiceUnavailable
+from empd.connectors.protocol.auth import Credentials, secrets_of
 from empd.connectors.protocol.calls import Calls, Rules
 from empd.connectors.protocol.grpc_config import GRPCConfig, channel_options, pem_files, target_of
-from empd.connectors.protocol.grpc_errors import GRPC, verdict_of
+from empd.connectors.protocol.grpc_errors import GRPC, TOKEN_ENDED, verdict_of
+from empd.connectors.protocol.identity import Identity
 from empd.connectors.protocol.retry import asked_wait_s, time_left_s
 from empd.connectors.protocol.verdicts import TEXT_CHARS_MAX, Trouble, VerdictTable
+from empd.connectors.redaction import Redaction
 
 # gRPC's core reads this once, when it is loaded; its notes on each lost connection would fill the worker's log.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -39,6 +41,7 @@ except ImportError as error:
 
 Take = Callable[[bytes], Any]
 Requests = Iterable[Message] | AsyncIterator[Message]
+Metadata = list[tuple[str, str]]
 
 
 class GRPCConnector(Service):
@@ -56,9 +59,12 @@ class GRPCConnector(Service):
         if self.config.addresses:
             target_of(self.config, "")
         self.calls = Calls(Rules(self.config.retry, self.config.rate_limit, self.config.circuit), site)
-        self._metadata = [
-            (name.lower(), value) for name, value in {**self.config.metadata, **headers_of(self.config.auth)}.items()
-        ]
+        auth = self.config.auth
+        if getattr(auth, "query", ""):
+            raise ConnectorError("auth: a gRPC call has no query", retry=False)
+        self.redact = Redaction(site.learn)
+        self.redact.learn([*site.secrets.values(), *secrets_of(auth)])
+        self._identity = Identity(auth, self.redact.learn_passing)
         self._channel: grpc.aio.Channel | None = None
 
     async def open(self) -> None:
@@ -80,6 +86,7 @@ class GRPCConnector(Service):
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
+        await self._identity.close()
 
     async def check_health(self) -> bool:
         """Whether there is a connection."""
@@ -103,8 +110,8 @@ class GRPCConnector(Service):
         self._check_size(request)
         call = self.channel.unary_unary(method.path, type(request).SerializeToString, method.response.FromString)
 
-        async def once() -> Any:
-            return await call(request, timeout=self._deadline_s(context), metadata=self._metadata_for(context))
+        async def once(metadata: Metadata) -> Any:
+            return await call(request, timeout=self._deadline_s(context), metadata=metadata)
 
         return await self._judged(method.path, once, context)
 
@@ -120,9 +127,10 @@ class GRPCConnector(Service):
         A method with one request takes the first. Raises ConnectorError; what `take` raises ends the call.
         """
         serialize = method.request.SerializeToString
-        metadata = self._metadata_for(context)
+        is_whole = not isinstance(requests, (Iterator, AsyncIterator))
 
-        async def once() -> None:
+        async def once(metadata: Metadata) -> None:
+            nonlocal is_whole
             if method.client_streaming:
                 open_stream = self.channel.stream_stream(method.path, serialize)
                 call = open_stream(self._checked(requests), timeout=self._deadline_s(context), metadata=metadata)
@@ -133,20 +141,28 @@ class GRPCConnector(Service):
                 )
             try:
                 async for answer in call:
+                    is_whole = False
                     taken = take(answer)
                     if inspect.isawaitable(taken):
                         await taken
             finally:
                 call.cancel()  # nothing, when the call is over
 
-        await self._judged(method.path, once, context)
+        await self._judged(method.path, once, context, may_repeat=lambda: is_whole)
 
-    async def _judged(self, path: str, call: Callable[[], Any], context: Context | None) -> Any:
+    async def _judged(
+        self,
+        path: str,
+        call: Callable[[Metadata], Any],
+        context: Context | None,
+        *,
+        may_repeat: Callable[[], bool] = lambda: True,
+    ) -> Any:
         """The call with turn, circuit and verdict. Its retries are gRPC's own."""
 
         async def once() -> Any:
             try:
-                return await call()
+                return await self._shown(call, context, may_repeat)
             except grpc.aio.AioRpcError as error:
                 raise self._trouble(error.code().name, error.details(), error.trailing_metadata()) from error
             except asyncio.CancelledError:
@@ -161,11 +177,26 @@ class GRPCConnector(Service):
         except Trouble as trouble:
             raise trouble.error from trouble.__cause__
 
+    async def _shown(
+        self, call: Callable[[Metadata], Any], context: Context | None, may_repeat: Callable[[], bool]
+    ) -> Any:
+        """The call with credentials; once more where a token was not accepted and there is another."""
+        shown = await self._identity.present()
+        try:
+            return await call(self._metadata_for(context, shown))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self._identity.renewable:
+                raise
+            shown = await self._identity.renew(shown)
+            if not may_repeat():
+                raise Trouble(TOKEN_ENDED, TOKEN_ENDED.error()) from error
+        return await call(self._metadata_for(context, shown))
+
     def _trouble(self, code: str, details: str | None, trailing: Any) -> Trouble:
         hints = {key: value for key, value in trailing or () if isinstance(value, str)}
         asked_s = asked_wait_s({"Retry-After": hints.get("retry-after", ""), **hints}, time.time())
         row = verdict_of(self.verdicts, code, asked_s)
-        return Trouble(row, row.error(f"{code}: {(details or '')[:TEXT_CHARS_MAX]}", asked_s))
+        return Trouble(row, row.error(f"{code}: {self.redact(details or '')[:TEXT_CHARS_MAX]}", asked_s))
 
     def _deadline_s(self, context: Context | None) -> float:
         left_s = min(self.config.timeout_s, time_left_s(context))
@@ -173,9 +204,10 @@ class GRPCConnector(Service):
             raise ServiceTimeout("the job's deadline has passed")
         return left_s
 
-    def _metadata_for(self, context: Context | None) -> list[tuple[str, str]]:
+    def _metadata_for(self, context: Context | None, shown: Credentials) -> Metadata:
         trace = context.trace if context is not None else ""
-        return [*self._metadata, ("traceparent", trace)] if trace else self._metadata
+        named = {**self.config.metadata, **shown.headers, **({"traceparent": trace} if trace else {})}
+        return [(name.lower(), value) for name, value in named.items()]
 
     def _check_size(self, request: Message) -> None:
         if request.ByteSize() > self.config.message_bytes_max:

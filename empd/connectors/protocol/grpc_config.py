@@ -12,7 +12,7 @@ import msgspec
 
 from empd import __version__
 from empd.connectors.base import EndpointConfig
-from empd.connectors.protocol.auth import ApiKeyAuth, BasicAuth, BearerAuth
+from empd.connectors.protocol.auth import AuthConfig
 from empd.connectors.protocol.cache import CacheConfig
 from empd.connectors.protocol.circuit_breaker import CircuitConfig
 from empd.connectors.protocol.rate_limit import RateLimitConfig
@@ -43,15 +43,16 @@ class GRPCConfig(EndpointConfig):
     """Where to and how; times in seconds.
 
     `target` is `host:port` (or any name that gRPC knows), or `addresses` are several that share the calls in turn:
-    literal IPv4 (or IPv6) addresses with their ports; else the service's own endpoint. `timeout_s` is the deadline of
-    one call, beside the job's own. `retry` becomes gRPC's own policy (UNAVAILABLE only, at most 5 attempts): there is
-    no other loop. `keepalive_s` 0: none. `options` are further channel arguments of gRPC.
+    literal IPv4 (or IPv6) addresses with their ports; else the service's own endpoint. `auth` goes into the metadata of
+    each call. `timeout_s` is the deadline of one call, beside the job's own. `retry` becomes gRPC's own policy
+    (UNAVAILABLE only, at most 5 attempts): there is no other loop. `keepalive_s` 0: none. `options` are further channel
+    arguments of gRPC.
     """
 
     target: str = ""
     addresses: tuple[str, ...] = ()
     tls: TlsConfig | None = None
-    auth: ApiKeyAuth | BearerAuth | BasicAuth | None = None
+    auth: AuthConfig | None = None
     metadata: dict[str, str] = {}
     connect_timeout_s: Positive = 10.0
     timeout_s: Positive = 300.0

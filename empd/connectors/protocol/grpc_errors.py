@@ -29,6 +29,9 @@ GRPC_ROWS = (
     Row(_F.BAD_RESPONSE, _R.LATER, _SERVICE, doubt=True, codes={"DATA_LOSS"}),
 )
 
+TOKEN_ENDED = Row(_F.AUTH, _R.LATER, _OPERATOR, "the token was no longer accepted in mid-stream", doubt=True)
+"""A stream that cannot be begun again. Another attempt has another token."""
+
 GRPC = VerdictTable(*GRPC_ROWS)
 
 

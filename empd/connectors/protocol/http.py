@@ -26,9 +26,10 @@ from empd.connectors.context import Context, JobView
 from empd.connectors.failures import ConnectorError, InvalidInput, ServiceUnavailable
 from empd.connectors.protocol import auth
 from empd.connectors.protocol.calls import Calls, Rules
+from empd.connectors.protocol.http_body import read_bounded
 from empd.connectors.protocol.http_config import HTTPConfig, RequestOptions
 from empd.connectors.protocol.http_response import HTTPResponse, failure_of, value_if_json
-from empd.connectors.protocol.http_session import HTTPSession, Outgoing, read_bounded
+from empd.connectors.protocol.http_session import HTTPSession, Outgoing
 from empd.connectors.protocol.http_stream import HTTPStream
 from empd.connectors.protocol.retry import asked_wait_s
 from empd.connectors.protocol.verdicts import COMMON, Fault, Retry, Row, Trouble, VerdictTable
@@ -72,7 +73,7 @@ class HTTPConnector(Service):
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         super().__init__(config, site)
         settings = self.config
-        self.redact = Redaction()
+        self.redact = Redaction(site.learn)
         self.redact.learn([*site.secrets.values(), *auth.secrets_of(settings.auth)])
         self.calls = Calls(Rules(settings.retry, settings.rate_limit, settings.circuit), site)
         self._endpoint = f"{settings.method} {settings.endpoint}"
@@ -115,7 +116,7 @@ class HTTPConnector(Service):
     async def open(self) -> None:
         """Makes the pool. A subclass that opens more calls this first."""
         if self._session is None:
-            self._session = HTTPSession(self.config, self.site.max_concurrent_jobs, self.redact.learn)
+            self._session = HTTPSession(self.config, self.site.max_concurrent_jobs, self.redact.learn_passing)
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -11,13 +10,12 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from empd import __version__
-from empd.connectors.failures import BadResponse, ConnectorError, ServiceUnavailable
-from empd.connectors.protocol.auth import OAuth2Auth, bearer, headers_of, query_of
+from empd.connectors.failures import BadResponse, ConnectorError
+from empd.connectors.protocol.auth import Credentials
 from empd.connectors.protocol.http_config import HTTPConfig
-from empd.connectors.protocol.oauth import TokenSource
+from empd.connectors.protocol.identity import Identity, post_form
 
 USER_AGENT = f"empd/{__version__}"
-TOKEN_BYTES_MAX = 64 * 1024
 KEEPALIVE_S = 30.0
 _REDIRECTS = (301, 302, 303, 307, 308)
 _KEEP_METHOD = (307, 308)
@@ -44,9 +42,8 @@ class HTTPSession:
 
     def __init__(self, config: HTTPConfig, slots: int, learn: Callable[[list[str]], None]) -> None:
         self._config = config
-        self._credentials = headers_of(config.auth)
-        self._query = query_of(config.auth)
         self._proxy = config.proxy or None
+        self.identity = Identity(config.auth, learn, self._post_form)
         connector = aiohttp.TCPConnector(
             limit=config.connections_max or max(1, slots), keepalive_timeout=KEEPALIVE_S, ssl=_tls(config)
         )
@@ -60,36 +57,31 @@ class HTTPSession:
                 sock_read=config.read_timeout_s,
             ),
         )
-        self._tokens: TokenSource | None = None
-        if isinstance(config.auth, OAuth2Auth):
-            self._tokens = TokenSource(config.auth, self._post_form, time.monotonic, learn)
 
     async def close(self) -> None:
         """Closes all connections, and waits until TLS has said goodbye."""
-        if self._tokens is not None:
-            await self._tokens.close()
+        await self.identity.close()
         await self.aiohttp.close()
 
     async def send(self, outgoing: Outgoing) -> aiohttp.ClientResponse:
         """The answer's head; the caller releases or closes it. Follows redirects. Raises what aiohttp raises."""
-        if self._tokens is None:
-            return await self._sent(outgoing, self._credentials)
-        token = await self._tokens.get()
-        response = await self._sent(outgoing, bearer(token))
-        if response.status != 401:
+        identity = self.identity
+        shown = await identity.present()
+        response = await self._sent(outgoing, shown)
+        if response.status != 401 or not identity.renewable:
             return response
         response.release()
-        return await self._sent(outgoing, bearer(await self._tokens.renew(token)))
+        return await self._sent(outgoing, await identity.renew(shown))
 
-    async def _sent(self, outgoing: Outgoing, credentials: Mapping[str, str]) -> aiohttp.ClientResponse:
-        headers = {**outgoing.headers, **credentials} if credentials else outgoing.headers
-        response = await self._exchange(outgoing, headers, self._query)
+    async def _sent(self, outgoing: Outgoing, shown: Credentials) -> aiohttp.ClientResponse:
+        headers = {**outgoing.headers, **shown.headers} if shown.headers else outgoing.headers
+        response = await self._exchange(outgoing, headers, shown.query)
         if response.status in _REDIRECTS and self._config.redirects_max:
-            return await self._follow(outgoing, credentials, response)
+            return await self._follow(outgoing, shown, response)
         return response
 
     async def _follow(
-        self, outgoing: Outgoing, credentials: Mapping[str, str], response: aiohttp.ClientResponse
+        self, outgoing: Outgoing, shown: Credentials, response: aiohttp.ClientResponse
     ) -> aiohttp.ClientResponse:
         left = self._config.redirects_max
         headers, origin = outgoing.headers, origin_of(outgoing.url)
@@ -104,10 +96,10 @@ class HTTPSession:
             # What the query of the first address was, the service has put into the new one.
             outgoing = outgoing._replace(url=target, params=None)
             if origin_of(target) == origin:
-                response = await self._exchange(outgoing, {**headers, **credentials}, self._query)
+                response = await self._exchange(outgoing, {**headers, **shown.headers}, shown.query)
                 continue
             headers = {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
-            origin, credentials = ("", "", 0), {}
+            origin, shown = ("", "", 0), Credentials()
             response = await self._exchange(outgoing, headers, {})
         return response
 
@@ -128,38 +120,7 @@ class HTTPSession:
         )
 
     async def _post_form(self, url: str, headers: dict[str, str], body: str) -> str:
-        try:
-            async with self.aiohttp.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                data = await read_bounded(response, TOKEN_BYTES_MAX)
-                if response.status >= 500:
-                    raise ServiceUnavailable(f"the token endpoint answered {response.status}")
-                return data.decode(errors="replace")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ServiceUnavailable("the token endpoint does not answer") from error
-
-
-class TooLarge(BadResponse):
-    """The answer is larger than the bound."""
-
-
-async def read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    """The whole body, unpacked. Raises TooLarge, and what aiohttp raises, with the connection closed."""
-    length = response.content_length
-    try:
-        if length is not None and length <= bytes_max and "Content-Encoding" not in response.headers:
-            return await response.read()
-        found = bytearray()
-        if length is None or length <= bytes_max:
-            async for chunk in response.content.iter_any():
-                found += chunk
-                if len(found) > bytes_max:
-                    break
-            else:
-                return bytes(found)
-    finally:
-        # After the last byte the connection is back in the pool already, and this does nothing.
-        response.close()
-    raise TooLarge(f"the answer is larger than response_bytes_max ({bytes_max})", retry=False)
+        return await post_form(self.aiohttp, url, headers, body)
 
 
 def origin_of(url: str) -> tuple[str, str, int]:

@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 
 from empd.connectors.failures import BadResponse
-from empd.connectors.protocol.http_session import TooLarge
+from empd.connectors.protocol.http_body import TooLarge
 from empd.connectors.protocol.sse import Event, EventParser
 
 T = TypeVar("T")

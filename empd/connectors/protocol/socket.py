@@ -22,6 +22,7 @@ from empd.connectors.protocol.retry import RetryConfig, delay_s
 Frame = str | bytes
 
 NORMAL_CLOSE = 1000
+UNAUTHORIZED = 401
 MOMENT_S = 0.001
 CLOSE_S_MAX = 2.0
 """A peer that does not answer the closing handshake is left after this."""
@@ -47,10 +48,13 @@ class SocketOptions(NamedTuple):
 
 
 class SocketOwner(Protocol):
-    """Whom the socket works for. Nothing but `handshake` and `greet` may raise."""
+    """Whom the socket works for. Nothing but `handshake`, `renew` and `greet` may raise."""
 
     async def handshake(self) -> Handshake:
         """Where to, and with which credentials."""
+
+    async def renew(self) -> bool:
+        """The credentials of the last handshake were not accepted: whether another would have others."""
 
     def refused(self, error: Exception) -> ConnectorError:
         """What a failed attempt to connect means."""
@@ -164,27 +168,37 @@ class KeptSocket:
         return action
 
     async def _connect(self, error: ConnectorError) -> tuple[LinkEvent, ConnectorError]:
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
-        options = self._options
         try:
-            async with asyncio.timeout(options.connect_timeout_s):
-                handshake = await self._owner.handshake()
-                self._socket = await self._session.ws_connect(
-                    handshake.url,
-                    headers=handshake.headers,
-                    params=handshake.params,
-                    protocols=handshake.subprotocols,
-                    max_msg_size=options.message_bytes_max,
-                    autoping=False,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S_MAX),
-                )
+            async with asyncio.timeout(self._options.connect_timeout_s):
+                self._socket = await self._dial()
         except Exception as caught:  # DNS, TLS, HTTP, a connector's own code: whatever it is, there is no connection
             refused = caught if isinstance(caught, ConnectorError) else self._owner.refused(caught)
             self.reason = describe(refused)
             return LinkEvent.FAILED if refused.retry else LinkEvent.REFUSED, refused
         self.generation += 1
         return LinkEvent.OPENED, error
+
+    async def _dial(self) -> aiohttp.ClientWebSocketResponse:
+        """One handshake; another one where its credentials were not accepted and there are others."""
+        try:
+            return await self._ask(await self._owner.handshake())
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status != UNAUTHORIZED or not await self._owner.renew():
+                raise
+        return await self._ask(await self._owner.handshake())
+
+    async def _ask(self, handshake: Handshake) -> aiohttp.ClientWebSocketResponse:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return await self._session.ws_connect(
+            handshake.url,
+            headers=handshake.headers,
+            params=handshake.params,
+            protocols=handshake.subprotocols,
+            max_msg_size=self._options.message_bytes_max,
+            autoping=False,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S_MAX),
+        )
 
     async def _serve(self) -> tuple[LinkEvent, ConnectorError]:
         """Reads until the connection is over. Greets meanwhile, as the answer to a greeting has to be read too."""

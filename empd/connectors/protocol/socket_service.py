@@ -12,17 +12,19 @@ import msgspec
 
 from empd.connectors.base import ConnectorConfig, EndpointConfig, Service, Site
 from empd.connectors.failures import ConnectorError, ServiceUnavailable, describe
-from empd.connectors.protocol.auth import ApiKeyAuth, BasicAuth, BearerAuth, headers_of, query_of
+from empd.connectors.protocol.auth import AuthConfig, Credentials, secrets_of
 from empd.connectors.protocol.cache import CacheConfig
 from empd.connectors.protocol.circuit_breaker import CircuitConfig
 from empd.connectors.protocol.correlation import Correlation, Delivery, Fate, MessageType
 from empd.connectors.protocol.dialect import Dialect
+from empd.connectors.protocol.identity import Identity
 from empd.connectors.protocol.link import LinkState
 from empd.connectors.protocol.rate_limit import RateLimitConfig
 from empd.connectors.protocol.retry import RetryConfig, asked_wait_s
 from empd.connectors.protocol.run import Run
 from empd.connectors.protocol.socket import Frame, Handshake, KeptSocket, SocketOptions
 from empd.connectors.protocol.verdicts import Retry
+from empd.connectors.redaction import Redaction
 from empd.errors import FailureClass
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -42,7 +44,7 @@ class WebSocketConfig(EndpointConfig):
 
     url: str = ""
     path: str = "/"
-    auth: ApiKeyAuth | BearerAuth | BasicAuth | None = None
+    auth: AuthConfig | None = None
     headers: dict[str, str] = {}
     subprotocols: tuple[str, ...] = ()
     connect_timeout_s: Positive = 10.0
@@ -81,6 +83,10 @@ class SocketService(Dialect, Service):
         self.in_turn: Run | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.redact = Redaction(site.learn)
+        self.redact.learn([*site.secrets.values(), *secrets_of(c.auth)])
+        self._identity = Identity(c.auth, self.redact.learn_passing)
+        self._shown = Credentials()
 
     async def open(self) -> None:
         """Ready to connect, also after `close`, which ends a connection for good."""
@@ -102,6 +108,7 @@ class SocketService(Dialect, Service):
         if tasks:
             await asyncio.wait(tasks)
         await self.socket.close()
+        await self._identity.close()
         self._closed = True
 
     async def send(self, message: Any) -> None:
@@ -124,8 +131,14 @@ class SocketService(Dialect, Service):
         """Where to, and with which credentials."""
         config = self.config
         url = config.url or websocket_url(self.site.endpoint, config.path)
-        headers = {**config.headers, **headers_of(config.auth)}
-        return Handshake(url, headers, query_of(config.auth), config.subprotocols)
+        self._shown = shown = await self._identity.present()
+        return Handshake(url, {**config.headers, **shown.headers}, shown.query, config.subprotocols)
+
+    async def renew(self) -> bool:
+        """Fetches another token, where credentials are of that kind."""
+        if self._identity.renewable:
+            self._shown = await self._identity.renew(self._shown)
+        return self._identity.renewable
 
     def refused(self, error: Exception) -> ConnectorError:
         """A failed attempt to connect; a path that is not there is the operator's to mend, not the job's fault."""
@@ -136,7 +149,8 @@ class SocketService(Dialect, Service):
                 return row.error(retry_after_s=asked_s)
             return ServiceUnavailable(f"no WebSocket there: HTTP status {error.status}", retry_after_s=asked_s)
         row_or_none = self.verdicts.of_exception(error)
-        return ServiceUnavailable(describe(error), retry=row_or_none is None or row_or_none.retry is not Retry.NEVER)
+        retry = row_or_none is None or row_or_none.retry is not Retry.NEVER
+        return ServiceUnavailable(self.redact(describe(error)), retry=retry)
 
     async def greet(self, again: bool) -> None:
         """The connection is up."""
@@ -167,7 +181,7 @@ class SocketService(Dialect, Service):
             self.on_message(self.decode(frame), len(frame))
         except Exception as error:  # a message that nobody foresaw must not end a connection that all jobs share
             self._count("unreadable")
-            self.log.warning("websocket_message_failed", reason=describe(error))
+            self.log.warning("websocket_message_failed", reason=self.redact(describe(error)))
 
     def on_message(self, message: Any, size: int) -> None:
         """Every decoded message comes here first, and is led to its job from here."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from empd.connectors.protocol.auth import headers_of, query_of
+from empd.connectors.failures import ConnectorError
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.service.comfyui.messages import FEATURES, Message, NodeText, Picture, read
 from empd.connectors.service.comfyui.refusals import BLOCKED
@@ -96,10 +96,11 @@ class Listener:
         failures = 0
         while True:
             try:
+                shown = await self._http.session.identity.present()
                 async with self._http.session.aiohttp.ws_connect(
                     self._url,
-                    params={"clientId": self._prompt_id, **query_of(config.auth)},
-                    headers={**config.headers, **headers_of(config.auth)},
+                    params={"clientId": self._prompt_id, **shown.query},
+                    headers={**config.headers, **shown.headers},
                     heartbeat=HEARTBEAT_S,
                     max_msg_size=MESSAGE_BYTES_MAX,
                     proxy=config.proxy or None,
@@ -108,7 +109,7 @@ class Listener:
                     self.connections += 1
                     await socket.send_str(FEATURES)
                     await self._hear(socket)
-            except (aiohttp.ClientError, OSError, TimeoutError):
+            except (aiohttp.ClientError, OSError, TimeoutError, ConnectorError):
                 pass  # whether the prompt is lost with the connection, the queue will say
             self._socket = None
             self._ended.set()
