@@ -99,16 +99,24 @@ class Upstream:
         return f"{attempt.instance}-{name}" if attempt.instance else name
 
     async def intend(
-        self, kind: str, chosen_id: str = "", *, deduplicates: bool = False, extra: dict[str, Any] | None = None
+        self,
+        kind: str,
+        chosen_id: str = "",
+        *,
+        deduplicates: bool = False,
+        fenced: bool = True,
+        extra: dict[str, Any] | None = None,
     ) -> str:
         """Journals that a submission is about to be sent; returns its idempotency key. Call it before the upstream.
 
-        `chosen_id`: the id that this side gives the work. `deduplicates`: the upstream does work with the same key
-        once. Without either, an earlier intent that was never confirmed is a doubt: it is kept in `doubt`, said in the
-        job's log, and part of the evidence if the job fails.
+        `chosen_id`: the id that this side gives the work; not `fenced`: the id tells the work apart, but earlier work
+        under another one can neither be taken up nor ruled out by it. `deduplicates`: the upstream does work with the
+        same key once. Without a fence, an earlier intent that was never confirmed is a doubt: it is kept in `doubt` and
+        said in the job's log.
         """
         before = self.handle
-        if before is not None and not before.ended and not chosen_id and not deduplicates:
+        safe = deduplicates or (chosen_id and fenced)
+        if before is not None and not before.ended and not safe:
             self.doubt = (
                 f"an earlier submission to {before.kind} (epoch {before.submitted_epoch}) may have arrived; "
                 "this attempt sends it again"
@@ -127,10 +135,11 @@ class Upstream:
             )
         )
 
-    async def ended(self) -> None:
+    async def ended(self, **extra: Any) -> None:
         """Journals that the submission has come to an end upstream, whatever it was: the next one is a new one."""
         if self.handle is not None:
-            await self._keep(msgspec.structs.replace(self.handle, ended=True))
+            more = {**self.handle.extra, **extra}
+            await self._keep(msgspec.structs.replace(self.handle, ended=True, extra=more))
 
     async def _keep(self, handle: UpstreamHandle) -> None:
         await self._attempt.checkpoint(handle.encode())

@@ -154,7 +154,7 @@ A1111: dict[str, dict[str, Any]] = {
 A1111["A1111BatchConnector"] = _a1111(
     {"items": [{**PICTURE, "steps": 20}]},
     {"items": [{**PICTURE, "steps": 150, "n_iter": 100}]},
-    waived={"resume": "what it journals are finished items, not submissions"},
+    waived={"resume": "what it takes up are finished items; the server keeps no result for a call to be taken up"},
 )
 
 

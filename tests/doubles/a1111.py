@@ -91,9 +91,8 @@ class A1111Double:
         post("/sdapi/v1/interrogate", self._interrogate)
         post("/sdapi/v1/png-info", self._png_info)
         get("/sdapi/v1/progress", self._progress)
-        if self.page:
-            post("/internal/progress", self._internal_progress)
-            get("/internal/pending-tasks", _telling(lambda: {"size": len(self.pending), "tasks": self.pending}))
+        post("/internal/progress", self._internal_progress)
+        get("/internal/pending-tasks", _telling(lambda: {"size": len(self.pending), "tasks": self.pending}))
         self._runner = web.AppRunner(app, handler_cancellation=False, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -151,6 +150,8 @@ class A1111Double:
                 body = {"error": "HTTPException", "detail": "Incorrect username or password", "body": "", "errors": ""}
                 return web.json_response(body, status=401, headers=headers)
         try:
+            if request.path.startswith("/internal") and not self.page:
+                raise web.HTTPNotFound
             answer = await handler(request)
         except Failure as failure:
             body = {"error": failure.name, "detail": failure.detail, "body": "", "errors": str(failure)}

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,8 +67,53 @@ def test_a_worker_that_dies_leaves_no_task_running_and_one_picture(daemon: Box, 
         (image,) = handle.result(60)["images"]
         assert server.interrupts == [orphan]
     server.steps_max = None
+    # One call of each attempt, the second after the first had ended; and the job says so.
+    assert [body["force_task_id"] for body in server.bodies if body["seed"] == 11] == server.finished[-2:]
+    said = job_log(daemon, handle.id)
+    assert "had arrived and was interrupted" in said
+    assert "may have arrived" not in said
     assets = [path.name for path in (daemon.state_dir / "assets").rglob("*.png") if handle.id in str(path)]
     assert assets == [image["asset"]["name"].rpartition("/")[2]]
+
+
+def test_a_worker_killed_while_its_call_waits_hits_no_neighbour_and_shows_the_doubt(
+    daemon: Box, server: A1111Double
+) -> None:
+    interrupts, neighbour = len(server.interrupts), "task(theirs)"
+    server.page = False  # nobody can see what waits
+    server.gate.clear()
+    theirs = threading.Thread(target=post, args=(server, {"force_task_id": neighbour, "steps": 3}))
+    theirs.start()
+    try:
+        with daemon.client() as client:
+            wait_until(lambda: server.current == neighbour, "the neighbour's task")
+            handle = client.submit("a1111", {"prompt": "x", "steps": 3, "seed": 12})
+            wait_until(lambda: len(server.pending) == 1, "the call to wait")
+            (orphan,) = server.pending
+            daemon.signal("a1111-gpu0")
+            wait_until(lambda: len(server.pending) == 2, "the successor's call")
+            server.gate.set()
+            assert len(handle.result(60)["images"]) == 1
+    finally:
+        server.page = True
+        server.gate.set()
+        theirs.join(60)
+    assert neighbour in server.finished
+    assert set(server.interrupts[interrupts:]) <= {orphan}
+    wait_until(lambda: "may have arrived" in job_log(daemon, handle.id), "the doubt in the job's log")
+
+
+def post(server: A1111Double, body: dict[str, object]) -> None:
+    """Somebody else's call."""
+    request = urllib.request.Request(f"{server.url}/sdapi/v1/txt2img", json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert len(json.load(answer)["images"]) == 1
+
+
+def job_log(daemon: Box, job: str) -> str:
+    with urllib.request.urlopen(f"{daemon.http()}/v1/jobs/{job}/log", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 def test_a_cancelled_job_is_interrupted_at_the_server(daemon: Box, server: A1111Double) -> None:

@@ -18,7 +18,7 @@ ITEMS_MAX = 10_000
 OUTPUTS_PER_ITEM = 1_000
 """Output indexes of items are this far apart, so that an item's files keep their names whatever the others make."""
 
-_MARK = b"a1111-batch\x01"
+_ROOM_BYTES = CHECKPOINT_BYTES_MAX * 3 // 4
 
 
 class Batch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -43,14 +43,16 @@ class A1111BatchConnector(A1111Connector, Resumable):
     async def process(self, job: JobView, context: Context) -> Any:
         """Runs every item. The job fails when all have failed."""
         batch, requests = self._read(await context.load())
-        done = _done_before(context)
+        handle = context.upstream.handle
+        done: dict[str, Any] = dict(handle.extra.get("done", {})) if handle is not None else {}
         for index, request in enumerate(requests):
-            if index not in done:
-                done[index] = await self._item(context, batch, index, request)
-                await context.checkpoint(_encoded(done))
+            if str(index) not in done:
+                done[str(index)] = await self._item(context, batch, (index, request), done)
+                if "error" not in done[str(index)]:
+                    await context.upstream.ended(done=_kept(done))
             context.progress((index + 1) / len(requests))
         await self.tidy()
-        items = [done[index] for index in range(len(requests))]
+        items = [done[str(index)] for index in range(len(requests))]
         failed = [item["error"] for item in items if "error" in item]
         if len(failed) == len(items):
             text = f"all {len(items)} items failed; the first: {failed[0]['message']}"
@@ -83,15 +85,17 @@ class A1111BatchConnector(A1111Connector, Resumable):
             requests.append(request)
         return batch, requests
 
-    async def _item(self, context: Context, batch: Batch, index: int, request: Request) -> dict[str, Any]:
+    async def _item(
+        self, context: Context, batch: Batch, item: tuple[int, Request], done: dict[str, Any]
+    ) -> dict[str, Any]:
         """An item's result, or its error. Raises what is no fault of the item."""
-        count = len(batch.items)
+        (index, request), count = item, len(batch.items)
 
         def report(fraction: float, message: str, step: int, steps: int) -> None:
             context.progress((index + fraction) / count, f"item {index + 1} of {count}: {message}", step, steps)
 
         async def run(attempt: int) -> dict[str, Any]:
-            output = await self.pictures(request, context, report, f".{index}.{attempt}")
+            output = await self.pictures(request, context, report, f".{index}.{attempt}", {"done": _kept(done)})
             return await self.saved(output, request, context, index * OUTPUTS_PER_ITEM)
 
         ended = await settle_item(index, batch, context, run)
@@ -100,20 +104,16 @@ class A1111BatchConnector(A1111Connector, Resumable):
         return {"index": index, **ended}
 
 
-def _done_before(context: Context) -> dict[int, dict[str, Any]]:
-    """Items that earlier attempts have done."""
-    data = context.last_checkpoint
-    if data is None or not data.startswith(_MARK):
-        return {}
-    return msgspec.msgpack.decode(data[len(_MARK) :], type=dict[int, dict[str, Any]])
-
-
-def _encoded(done: dict[int, dict[str, Any]]) -> bytes:
-    """The latest items, as many as a checkpoint holds."""
-    room, kept = CHECKPOINT_BYTES_MAX - len(_MARK) - 16, {}
+def _kept(done: dict[str, Any]) -> dict[str, Any]:
+    """The latest items that have their pictures, as many as are journaled: another attempt may have better luck with
+    the others."""
+    room, kept = _ROOM_BYTES, {}
     for index, item in reversed(done.items()):
-        room -= len(msgspec.msgpack.encode(item)) + 9
+        if "error" in item:
+            continue
+        plain = msgspec.to_builtins(item)
+        room -= len(msgspec.msgpack.encode(plain)) + 9
         if room < 0:
             break
-        kept[index] = item
-    return _MARK + msgspec.msgpack.encode(kept)
+        kept[index] = plain
+    return kept

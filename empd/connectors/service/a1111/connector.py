@@ -15,6 +15,7 @@ from empd.connectors.base import (
 )
 from empd.connectors.context import Context, JobView
 from empd.connectors.failures import ConnectorError
+from empd.connectors.service.a1111.earlier import KIND, settle, tells_the_end
 from empd.connectors.service.a1111.log import log_of
 from empd.connectors.service.a1111.output import Output, read_output
 from empd.connectors.service.a1111.request import Request, read_request
@@ -50,10 +51,11 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
         if task is not None:
             await task.stop()
 
-    async def pictures(self, request: Request, context: Context, report: Report, item: str = "") -> Output:
-        """Runs one task. Raises ConnectorError."""
-        if context.cancelled:
-            raise ConnectorError("stopped before it had begun", failure=FailureClass.CANCELLED)
+    async def pictures(
+        self, request: Request, context: Context, report: Report, item: str = "", extra: dict[str, Any] | None = None
+    ) -> Output:
+        """Runs one task, whose intent is journaled with `extra`. Raises ConnectorError."""
+        await settle(self, context, report)
         claim = (context.job_id, context.epoch)
         stem = f"task(empd-{context.instance[:8]}-{format_id(context.job_id)}-"
         task = Task(self, stem, f"{context.epoch:x}{item}", context, report)
@@ -63,12 +65,30 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
                 # Within the call, so that no neighbour's task meets another model; it stays loaded for the next.
                 request.body["override_settings"]["sd_model_checkpoint"] = await self.checkpoint(request.model)
                 request.body["override_settings_restore_afterwards"] = False
-            body = await task.execute(request.route, request.body)
+            await self._intend(task, context, extra or {})
+            body = await self._run(task, request, context)
         finally:
+            task.over()
             del self._tasks[claim]
         if task.interrupted or context.cancelled:
             raise ConnectorError("interrupted, as it was to stop", failure=FailureClass.CANCELLED)
         return read_output(body, request)
+
+    async def _intend(self, task: Task, context: Context, extra: dict[str, Any]) -> None:
+        upstream = context.upstream
+        await upstream.intend(KIND, task.id, fenced=False, extra={"url": self.base_url, **extra})
+        if upstream.doubt and not self.config.retry.repeat_in_doubt:
+            raise ConnectorError(f"not sent again: {upstream.doubt}", retry=False)
+        if context.cancelled:
+            raise ConnectorError("stopped before it had begun", failure=FailureClass.CANCELLED)
+
+    async def _run(self, task: Task, request: Request, context: Context) -> Any:
+        try:
+            return await task.execute(request.route, request.body)
+        except ConnectorError as error:
+            if tells_the_end(error) and not context.cancelled:
+                await context.upstream.ended()
+            raise
 
     async def saved(self, output: Output, request: Request, context: Context, base: int = 0) -> dict[str, Any]:
         """The result: what is known of the pictures, and where they are."""

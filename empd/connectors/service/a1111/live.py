@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from empd.connectors.context import Context
 from empd.connectors.service.a1111.connector import A1111Connector
+from empd.connectors.service.a1111.server import NO_ROUTE
 from empd.connectors.service.a1111.task import Look
-
-_NO_ROUTE = (404, 405)
 
 
 class A1111WebSocketConnector(A1111Connector):
@@ -23,8 +22,8 @@ class A1111WebSocketConnector(A1111Connector):
         if context is None:
             return await super().look(task_id)
         asked = {"id_task": task_id, "id_live_preview": -1, "live_preview": self.config.previews}
-        answer = await self.request("POST", "/internal/progress", json=asked, once=True, accept=_NO_ROUTE)
-        if answer.status in _NO_ROUTE:
+        answer = await self.request("POST", "/internal/progress", json=asked, once=True, accept=NO_ROUTE)
+        if answer.status in NO_ROUTE:
             return await super().look(task_id, context)
         body: dict[str, Any] = answer.json()
         if body.get("queued"):
@@ -40,7 +39,7 @@ class A1111WebSocketConnector(A1111Connector):
 
     async def _place(self, task_id: str) -> str:
         """How many are before a task that waits."""
-        answer = await self.request("GET", "/internal/pending-tasks", once=True, accept=_NO_ROUTE)
-        tasks = answer.json().get("tasks", []) if answer.status not in _NO_ROUTE else []
+        answer = await self.request("GET", "/internal/pending-tasks", once=True, accept=NO_ROUTE)
+        tasks = answer.json().get("tasks", []) if answer.status not in NO_ROUTE else []
         before = tasks.index(task_id) if task_id in tasks else 0
         return f"queued behind {before + 1}" if task_id in tasks else "queued"

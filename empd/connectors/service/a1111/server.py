@@ -10,11 +10,15 @@ from empd.connectors.failures import NotFound
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.protocol.http_config import HTTPConfig
 from empd.connectors.protocol.verdicts import VerdictTable
+from empd.connectors.service.a1111.earlier import Place, Standing
 from empd.connectors.service.a1111.faults import VERDICTS
 from empd.connectors.service.a1111.task import SETUP_FRACTION, Look
 
 CONNECTIONS_PER_JOB = 3
 """One call blocks; others look at it and interrupt it."""
+
+NO_ROUTE = (404, 405)
+"""A server without its page (`--nowebui`) does not have the page's routes."""
 
 
 class A1111Config(HTTPConfig):
@@ -60,9 +64,26 @@ class A1111Server(HTTPConnector):
         answer = await self.request("GET", "/sdapi/v1/progress", params={"skip_current_image": skip}, once=True)
         return look_at(answer.json())
 
-    async def interrupt(self) -> None:
+    async def place(self, task_id: str, url: str) -> Place:
+        """Where a task is at the server at `url`. Only its page knows what waits, and what has ended lately."""
+        asked = {"id_task": task_id, "id_live_preview": -1, "live_preview": False}
+        at = "" if url == self.base_url else url
+        answer = await self.request("POST", f"{at}/internal/progress", json=asked, accept=NO_ROUTE, repeatable=True)
+        told = answer.json() if answer.status not in NO_ROUTE else {}
+        if told.get("queued"):
+            return Place(Standing.QUEUED)
+        if told.get("completed"):
+            return Place(Standing.ENDED)
+        state = await self.request("GET", f"{at}/sdapi/v1/progress", params={"skip_current_image": "true"})
+        look = look_at(state.json())
+        if look.task == task_id:  # a task that failed stays the current one
+            return Place(Standing.RUNNING if look.working else Standing.ENDED, look)
+        return Place(Standing.RUNNING if told.get("active") else Standing.UNKNOWN, look)
+
+    async def interrupt(self, url: str = "") -> None:
         """Whatever runs: see `Task`."""
-        await self.request("POST", "/sdapi/v1/interrupt", once=True)
+        at = "" if url == self.base_url else url
+        await self.request("POST", f"{at}/sdapi/v1/interrupt", once=True)
 
     async def checkpoint(self, name: str) -> str:
         """The title of a model, by its title, name or hash. Raises NotFound before the server is stopped by it."""

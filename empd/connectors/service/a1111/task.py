@@ -72,7 +72,7 @@ class Task:
         self._context = context
         self._report = report
         self._over = asyncio.Event()
-        self._shown = self._evicted = ""
+        self._shown = self._evicted = self._stray = ""
 
     async def execute(self, route: str, body: dict[str, Any]) -> Any:
         """The answer, with progress on the way. Raises ConnectorError, also when somebody else interrupted it."""
@@ -80,12 +80,16 @@ class Task:
         try:
             answer = await self._server.generate(route, {**body, "force_task_id": self.id}, self._context)
         finally:
-            self._over.set()
+            self.over()
             watching.cancel()
             await asyncio.wait((watching,))
         if route in PICTURES and not self.interrupted:
             await self._check_whole()
         return answer
+
+    def over(self) -> None:
+        """There is nothing to stop any more, or never was."""
+        self._over.set()
 
     async def stop(self) -> None:
         """Returns when the task has ended: interrupted once that hits no other, or by itself."""
@@ -121,12 +125,17 @@ class Task:
                 self._context.partial({"kind": "preview", "image": look.preview})
 
     async def _evict(self) -> None:
-        """Stops what an earlier attempt at this job still has running: its answer has no reader any more."""
+        """Stops what an earlier attempt at this job has running, if that could not be seen before: nobody reads it.
+
+        At its second look: see `earlier.py`.
+        """
         look = await self._server.look(self.id)
-        earlier = look.task
-        if earlier.startswith(self._stem) and earlier not in (self.id, self._evicted) and look.may_interrupt(earlier):
-            self._evicted = earlier
+        name = look.task
+        stray = name.startswith(self._stem) and name not in (self.id, self._evicted) and look.may_interrupt(name)
+        if stray and name == self._stray:
+            self._evicted = name
             await self._server.interrupt()
+        self._stray = name if stray else ""
 
     async def _check_whole(self) -> None:
         """An interrupted call answers 200, with half a picture."""
