@@ -8,7 +8,7 @@ from typing import Any
 from empd.broker.ledger import Ledger
 from empd.clock import Instant
 from empd.queue import requests
-from empd.queue.claims import EVERYONE
+from empd.queue.claims import EVERYONE, free_slots, nobody_takes
 from empd.queue.machine import Queue
 from empd.queue.state import Worker
 
@@ -92,12 +92,15 @@ def _services(queue: Queue, now: Instant) -> dict[str, dict[str, Any]]:
             for worker in queue.state.workers.values()
             if worker.connected and service in worker.offers
         ]
-        reasons = sorted({offer.reason or worker.reason for worker, offer in offers} - {""})
+        reasons = {offer.reason or worker.reason for worker, offer in offers} - {""}
+        reasons.update(nobody_takes(queue.state, service))
+        if waiting and not reasons and all(free_slots(queue.state, worker) <= 0 for worker, _ in offers):
+            reasons.add("every worker that offers it is busy")
         found[service] = {
             "waiting": waiting,
             "oldest_age_s": max(now.wall_ns - oldest, 0) / 1e9 if oldest else 0.0,
             "workers": len(offers),
             "slots": sum(min(offer.slots, worker.slots) for worker, offer in offers),
-            "reasons": reasons,
+            "reasons": sorted(reasons),
         }
     return found

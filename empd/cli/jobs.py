@@ -14,7 +14,6 @@ from empd.cli.submit import write_result
 from empd.job import format_id
 from empd.result import JobStatus
 
-EVIDENCE_LINES = 6
 _COLUMNS = ("id", "state", "service", ">prio", ">tries", "worker", "age", "why")
 
 
@@ -128,7 +127,7 @@ def dead(job_id: str | None, full: bool, limit: int, endpoint: str | None, json_
     with options.connect(endpoint) as client:
         if job_id is not None:
             status = client.job(job_id).status()
-            if status.state not in ("dead", "dead_lettered"):
+            if status.state not in options.DEAD:
                 raise click.UsageError(f"job {job_id} is not dead-lettered, it is {status.state}")
             found = [status]
         else:
@@ -145,8 +144,6 @@ def _show_dead(status: JobStatus, full: bool) -> None:
     error = status.error
     said = f"{error.failure}: {error.message}" if error else "no reason was kept"
     print(f"{format_id(status.id)}  {status.service}  after {status.attempts} attempts  {said}")
-    lines = error.evidence.splitlines() if error else []
-    if lines:
-        left_out = 0 if full else max(len(lines) - EVIDENCE_LINES, 0)
-        shown = lines[left_out:]
-        print(_indented([f"… {left_out} lines more (--full)", *shown] if left_out else shown))
+    if error is not None and error.evidence:
+        text = error.evidence if full else output.last_lines(error.evidence, "--full")
+        print(_indented(text.splitlines()))

@@ -10,6 +10,7 @@ import click
 from empd.cli import options, output
 from empd.cli.codes import ExitCode
 from empd.cli.commands import closest
+from empd.cli.status import told_by_supervisor, worker_children
 from empd.client import Client
 from empd.errors import ResultTimeout
 
@@ -20,10 +21,14 @@ _workers = click.argument("workers", metavar="[WORKER]...", nargs=-1)
 
 
 def _known(client: Client, workers: tuple[str, ...]) -> None:
-    names = [worker["name"] for worker in client.status()["workers"]]
+    # Those too that are just down: a worker that crashes again and again is what somebody would drain.
+    names = sorted(
+        {worker["name"] for worker in client.status()["workers"]}
+        | {*worker_children(told_by_supervisor(client.endpoint))}
+    )
     for name in workers:
         if name not in names:
-            raise click.UsageError(f"no worker {name!r}{closest(name, names)} Known: {', '.join(names) or 'none'}")
+            raise click.UsageError(f"no worker {name!r}{closest(name, names)}; known: {', '.join(names) or 'none'}")
 
 
 def _tell(client: Client, drained: list[str], json_output: bool) -> None:

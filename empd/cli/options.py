@@ -18,7 +18,9 @@ as_json = click.option("--json", "json_output", is_flag=True, help="Print one JS
 endpoint = click.option("--endpoint", metavar="URL", help="The daemon's endpoint.  [default: the local daemon's]")
 dry_run = click.option("--dry-run", is_flag=True, help="Only tell which jobs it would be.")
 
-UNFINISHED = tuple(state.name.lower() for state in job.State)
+DEAD = ("dead_lettered", "dead")
+"""Two names of one state; the second is that of the wire."""
+UNFINISHED = (*(state.name.lower() for state in job.State if state is not job.State.DEAD), *DEAD)
 ENDED = tuple(outcome.label for outcome in job.Outcome if outcome is not job.Outcome.DEAD)
 
 
@@ -82,7 +84,7 @@ def selected(given: dict[str, Any]) -> dict[str, Any]:
     names = ("service", "states", "customer_id", "workflow_id", "labels", "worker")
     found = {name: given[name] for name in names if given.get(name)}
     if "states" in found:
-        found["states"] = list(found["states"])
+        found["states"] = ["dead" if state in DEAD else state for state in found["states"]]
     if "labels" in found:
         found["labels"] = dict(found["labels"])
     return found

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_OF_FILES = 240
+EVIDENCE_LINES = 6
 
 _STYLES = {
     "completed": "green",
     "failed": "red",
-    "dead": "red",
     "dead_lettered": "red",
     "expired": "yellow",
     "cancelled": "yellow",
@@ -85,11 +85,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     return drawn
 
 
+def state_name(state: str) -> str:
+    """A state's name as everywhere but on the wire, where a job that is dead-lettered and kept is `dead`."""
+    return "dead_lettered" if state == "dead" else state
+
+
 def status_document(status: JobStatus) -> dict[str, Any]:
     """A job's state as JSON; the keys are those of the HTTP API."""
     return {
         "id": format_id(status.id),
-        "state": status.state,
+        "state": state_name(status.state),
         "service": status.service,
         "priority": status.priority,
         "customer_id": status.customer_id,
@@ -108,6 +113,13 @@ def status_document(status: JobStatus) -> dict[str, Any]:
             "evidence": status.error.evidence,
         },
     }
+
+
+def last_lines(evidence: str, whole: str) -> str:
+    """The end of a job's evidence; `whole` says how to see all of it."""
+    lines = evidence.splitlines()
+    left_out = len(lines) - EVIDENCE_LINES
+    return "\n".join([f"… {left_out} lines more ({whole})", *lines[left_out:]] if left_out > 0 else lines)
 
 
 def time_text(wall_ns: int) -> str:

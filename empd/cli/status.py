@@ -23,13 +23,24 @@ def picture(client: Client) -> dict[str, Any]:
     """The broker's status, with the page's address and, on the same host, what the supervisor says."""
     found = client.status()
     page = address(client.endpoint)
-    supervisor: dict[str, Any] | None = None
-    try:
-        supervisor = json.loads((directory(client.endpoint) / "supervisor.json").read_text())
-    except (OSError, ValueError):
-        pass  # a remote daemon, or one that is just starting
+    supervisor = told_by_supervisor(client.endpoint)
     more = {"endpoint": client.endpoint, "page": f"http://{page}/" if page else None, "supervisor": supervisor}
     return {"client_version": __version__, **more, **found, "instances": instances(client.endpoint)}
+
+
+def told_by_supervisor(endpoint: str) -> dict[str, Any] | None:
+    """What the supervisor says of its children; None of a remote daemon, or of one that is just starting."""
+    try:
+        found: dict[str, Any] = json.loads((directory(endpoint) / "supervisor.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def worker_children(supervisor: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The workers among them by name, those too that have crashed or only start, which the broker does not know."""
+    children = (supervisor or {}).get("children", ())
+    return {child["name"]: child for child in children if child["kind"] == "worker" and child["state"] != "down"}
 
 
 def instances(endpoint: str) -> list[dict[str, Any]]:
@@ -133,23 +144,40 @@ def _fact(value: Any) -> str:
 
 
 def _workers(found: dict[str, Any]) -> Any:
-    drained = set(found["drained"])
-    rows = []
-    for worker in sorted(found["workers"], key=lambda worker: str(worker["name"])):
-        device = worker["device"] or {}
-        state = "up" if worker["connected"] else "lost"
-        if "*" in drained or worker["name"] in drained:
-            state = "drained"
-        gpu = f"{device['name']} {device['index']}" if device else ""
-        rows.append(
-            (
-                worker["name"],
-                state,
-                str(worker["pid"]),
-                str(worker["held"]),
-                str(worker["slots"]),
-                gpu,
-                worker["reason"],
-            )
-        )
-    return output.table(("worker", "state", ">pid", ">running", ">slots", "GPU", "why"), rows)
+    children = worker_children(found.get("supervisor"))
+    rows = {worker["name"]: _worker(found, worker, children.get(worker["name"])) for worker in found["workers"]}
+    # Jobs wait for those that the broker does not know, too.
+    rows |= {
+        name: (name, child["state"], str(child["pid"] or ""), "", "", str(child["restarts"]), "", _last_exit(child))
+        for name, child in children.items()
+        if name not in rows
+    }
+    columns = ("worker", "state", ">pid", ">running", ">slots", ">restarts", "GPU", "why")
+    return output.table(columns, [rows[name] for name in sorted(rows)])
+
+
+def _worker(found: dict[str, Any], worker: dict[str, Any], child: dict[str, Any] | None) -> tuple[str, ...]:
+    device = worker["device"] or {}
+    state = "up" if worker["connected"] else "lost"
+    if "*" in found["drained"] or worker["name"] in found["drained"]:
+        state = "drained"
+    return (
+        worker["name"],
+        state,
+        str(worker["pid"]),
+        str(worker["held"]),
+        str(worker["slots"]),
+        str(child["restarts"]) if child else "",
+        f"{device['name']} {device['index']}" if device else "",
+        worker["reason"] or (_last_exit(child) if child else ""),
+    )
+
+
+def _last_exit(child: dict[str, Any]) -> str:
+    """How a child ended that was not meant to, and when it gets its next start."""
+    said = []
+    if child["last_exit"] not in (None, "clean", "drained"):
+        said.append(f"last exit: {child['last_exit']}, {describe_status(child['last_status'])}")
+    if child.get("next_start_unix_s"):
+        said.append(f"starts again in {output.duration(child['next_start_unix_s'] - time.time())}")
+    return "; ".join(said)

@@ -35,7 +35,7 @@ def description_of(kind: type[Connector]) -> dict[str, Any]:
     """Plain data, for `empd connectors show`."""
     return {
         "class": f"{kind.__module__}:{kind.__qualname__}",
-        "summary": (inspect.getdoc(kind) or "").partition("\n")[0],
+        "summary": " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split()),
         "connector_id": kind.connector_id,
         "service_type": kind.service_type,
         "version": kind.version,

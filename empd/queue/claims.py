@@ -17,6 +17,8 @@ from empd.queue.state import Job, Options, QueueState, Worker
 EVERYONE = "*"
 CLAIM_BYTES_MAX = 768 * 1024
 """Bytes of jobs that one claim carries, so that its frame stays below the limit."""
+NAMED_MAX = 4
+"""Workers that a reason names."""
 
 
 class Claim(NamedTuple):
@@ -133,15 +135,33 @@ def waiting_reason(state: QueueState, job: Job) -> str:
     if job.state is State.DELAYED:
         return "back-off after a failure" if job.extra and job.extra.ready_ns else "not before its time"
     spec = job.options.spec
-    if EVERYONE in state.drained:
-        return "claims are drained; `empd resume` opens them"
-    offers = [(w, w.offers[spec.service]) for w in state.workers.values() if w.connected and spec.service in w.offers]
-    if not offers:
-        return f"no connected worker offers {spec.service}"
-    if all(offer.slots == 0 or not worker.slots for worker, offer in offers):
-        reasons = {offer.reason or worker.reason for worker, offer in offers} - {""}
-        return "; ".join(sorted(reasons)) or "every worker that offers the service is paused"
+    nobody = nobody_takes(state, spec.service)
+    if nobody:
+        return "; ".join(nobody)
     queue_ids = {id(queue) for queue in job.options.group.queues}
-    if not any(id(queue) in queue_ids for worker, _ in offers for _, queue in worker.queues):
+    offering = (w for w in state.workers.values() if w.connected and spec.service in w.offers)
+    if not any(id(queue) in queue_ids for worker in offering for _, queue in worker.queues):
         return "no connected worker meets the requirements"
     return "every worker that could run it is busy"
+
+
+def nobody_takes(state: QueueState, service: str) -> list[str]:
+    """Why no worker takes jobs of the service, in words for people; empty when one does, be it busy now."""
+    if EVERYONE in state.drained:
+        return ["claims are drained; `empd resume` opens them"]
+    offers = [(w, w.offers[service]) for w in state.workers.values() if w.connected and service in w.offers]
+    if not offers:
+        return [f"no connected worker offers {service}"]
+    drained: list[str] = []
+    reasons: set[str] = set()
+    for worker, offer in offers:
+        if worker.name in state.drained:
+            drained.append(worker.name)
+        elif offer.slots and worker.slots:
+            return []
+        else:
+            reasons.add(offer.reason or worker.reason)
+    if drained:
+        others = f" and {len(drained) - NAMED_MAX} more" if len(drained) > NAMED_MAX else ""
+        reasons.add(f"{', '.join(sorted(drained)[:NAMED_MAX])}{others} drained; `empd resume` lets them go on")
+    return sorted(reasons - {""}) or ["every worker that offers the service is paused"]

@@ -313,12 +313,20 @@ class Supervisor:
             "restarts": member.restarts,
             "last_exit": None if member.last_exit is None else member.last_exit.name.lower(),
             "last_status": member.last_status,
+            "next_start_unix_s": _next_start_unix_s(member),
         }
         if spec.kind is ChildKind.SERVER:
             activity = self._board.read(member.slot).own_activity if member.pid else None
             server_pid, port = activity.spares[:2] if activity is not None else (0, 0)
             status |= {"service": spec.worker_type, "server_pid": server_pid, "port": port}
         return status
+
+
+def _next_start_unix_s(member: Member) -> float | None:
+    """When a child that waits for its next start gets it; None for all others."""
+    if member.life.state not in (State.BACKOFF, State.OPEN):
+        return None
+    return round(time.time() + (member.life.until_ns - time.monotonic_ns()) / NS_PER_S, 3)
 
 
 def for_later(plan: Plan) -> Plan:

@@ -500,3 +500,27 @@ def test_a_worker_gets_no_more_than_its_slots(broker: RawBroker) -> None:
     status = client.ask(frames.Status)
     assert status["jobs"]["held"] == 1
     assert status["services"]["echo"]["reasons"] == ["rests"]
+
+
+def test_status_says_why_no_worker_takes_a_services_jobs(broker: RawBroker) -> None:
+    client: RawClient = broker.client()
+
+    def reasons() -> list[str]:
+        found: list[str] = client.ask(frames.Status)["services"]["echo"]["reasons"]
+        return found
+
+    assert reasons() == ["no connected worker offers echo"]
+    worker: RawWorker = broker.worker("w-0", slots=1)
+    client.ask(frames.Operate, "resume")  # answered after the worker's hello
+    assert reasons() == []
+    [first] = client.accepted(group(b"\xc0"))
+    assert worker.claim().id == first
+    assert reasons() == [], "nothing waits"
+    [second] = client.accepted(group(b"\xc0"))
+    assert reasons() == ["every worker that offers it is busy"]
+    client.ask(frames.Operate, "drain", ["w-0"])
+    drained = "w-0 drained; `empd resume` lets them go on"
+    assert reasons() == [drained]
+    assert client.ask(frames.Ask, [second], answer=frames.States).jobs[0].reason == drained
+    client.ask(frames.Operate, "drain")
+    assert reasons() == ["claims are drained; `empd resume` opens them"]

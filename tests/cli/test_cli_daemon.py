@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from cli_box import Box, eventually
 
 from empd.cli.codes import ExitCode
+from empd.cli.output import EVIDENCE_LINES
 
 
 def test_run_says_in_one_line_where_it_listens(box: Box) -> None:
@@ -102,14 +105,20 @@ def test_jobs_filters_and_history(box: Box) -> None:
         return sorted(row["id"] for row in rows) == sorted(ids)
 
     eventually(ended)
-    assert box.empd("cancel", ids[0]).code == ExitCode.FAILED
+    late = box.empd("cancel", ids[0])
+    assert (late.code, late.out) == (ExitCode.FAILED, f"{ids[0]}  nothing to do: it is cancelled\n")
+    assert box.empd("retry", ids[0]).out == f"{ids[0]}  nothing to do: it is cancelled\n"
+    assert "history holds no record" in box.empd("cancel", "0000000000zzz").out
     assert ids[0] in box.empd("jobs", "--all", "--label", "set=a").out
 
 
 def test_dead_letters_and_their_retry(box: Box) -> None:
     ran = box.empd("submit", "simulation", '{"fault": "crash"}', "--wait", "--label", "will=die")
     assert ran.code == ExitCode.FAILED
+    assert ran.err.count("\n") <= EVIDENCE_LINES + 2
     [row] = box.empd("dead", "--json").json["jobs"]
+    assert row["state"] == "dead_lettered"
+    assert [one["id"] for one in box.empd("jobs", "--state", "dead_lettered", "--json").json["jobs"]] == [row["id"]]
     assert row["error"]["failure"] == "worker_crashed"
     assert row["id"] in box.empd("dead").out
     assert box.empd("dead", row["id"]).code == ExitCode.OK
@@ -117,6 +126,26 @@ def test_dead_letters_and_their_retry(box: Box) -> None:
     assert box.empd("retry", row["id"], "--json").json["retried"] == [row["id"]]
     eventually(lambda: box.empd("dead", "--json").json["jobs"])
     assert box.empd("cancel", "--state", "dead").code == ExitCode.OK
+
+
+def test_a_worker_that_is_down_is_shown_with_its_last_exit_and_can_be_drained(box: Box) -> None:
+    def down() -> str:
+        worker = box.empd("status", "--json").json["supervisor"]["children"][-1]
+        with contextlib.suppress(ProcessLookupError):
+            if worker["pid"]:
+                os.kill(worker["pid"], signal.SIGKILL)
+        lines = [
+            line for line in box.empd("status").out.splitlines() if line.split()[:2] == [worker["name"], "backoff"]
+        ]
+        return lines[0] if lines else ""
+
+    line = eventually(down)
+    assert "last exit: crashed, killed by SIGKILL" in line
+    assert "starts again in" in line
+    name = line.split()[0]
+    assert box.empd("drain", name).out.startswith(f"drained: {name}; ")
+    assert box.empd("resume", name).code == ExitCode.OK
+    eventually(lambda: [line for line in box.empd("status").out.splitlines() if line.split()[:2] == [name, "up"]])
 
 
 def test_watch_follows_a_job_to_its_end(box: Box) -> None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar, Unpack
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import orjson
@@ -280,7 +281,8 @@ class HTTPConnector(Service):
     def _trouble(self, error: Exception, request: _Request) -> Trouble:
         row = self.verdicts.of_exception(error)
         assert row is not None  # the last row takes every one of _BROKEN
-        return Trouble(row, row.error(f"{request.endpoint} ({type(error).__name__})"))
+        place = urlsplit(request.outgoing.url).netloc.rpartition("@")[2]
+        return Trouble(row, row.error(f"{request.endpoint} at {place} ({_short(error)})"))
 
 
 async def _final(call: Awaitable[T]) -> T:
@@ -289,6 +291,14 @@ async def _final(call: Awaitable[T]) -> T:
         return await call
     except Trouble as trouble:
         raise trouble.error from trouble.__cause__
+
+
+def _short(error: Exception) -> str:
+    """What went wrong on the way, without the address: the system's own words where there are some."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number, words = error.os_error.errno or 0, error.os_error.strerror
+        return os.strerror(number) if number > 0 else words or type(error).__name__
+    return type(error).__name__
 
 
 def shown(value: Any) -> str:

@@ -120,13 +120,29 @@ function showFigures(status) {
   }));
 }
 
+// Why a worker takes no jobs, or of which services; of one that was started again, how it ended before.
+function workerNote(one) {
+  const said = one.broker || {};
+  const services = Object.entries(said.services || {}).filter(([, offer]) => offer.reason && offer.reason !== said.reason);
+  const notes = [said.reason, ...services.map(([name, offer]) => `${name}: ${offer.reason}`)];
+  if (!["clean", "drained"].includes(one.last_exit)) notes.push(one.last_exit && `last exit: ${one.last_exit.replaceAll("_", " ")}`);
+  return notes.filter(Boolean).join("; ");
+}
+
+// The time of day, with the date when it was not today.
+function moment(iso) {
+  if (!iso) return "";
+  const at = new Date(iso);
+  return at.toDateString() === new Date().toDateString() ? at.toLocaleTimeString() : at.toLocaleString();
+}
+
 function showWorkers(status) {
   fill("workers", status.workers.map((one) => [
     text(one.name), badge(one.state),
     text(one.device_uuid ? `${one.device_uuid}${one.virtual ? " (virtual)" : ""}` : "CPU"),
     job(one.job), bar(one.job ? one.progress : null), number(one.jobs_done), number(one.jobs_failed),
-    number(bytes(one.rss_bytes)), number(one.restarts), number(span(one.up_s)),
-  ]), 10, "No worker is configured.");
+    number(bytes(one.rss_bytes)), number(one.restarts), number(span(one.up_s)), note(workerNote(one)),
+  ]), 11, "No worker is configured.");
 }
 
 function showServices(status) {
@@ -150,8 +166,8 @@ function showProcesses(status) {
 function showJobs(page) {
   fill("jobs", page.jobs.map((one) => [
     job(one.id), badge(one.state), text(one.service), text(one.worker), number(one.attempts),
-    text(one.submitted_at ? new Date(one.submitted_at).toLocaleTimeString() : ""), number(took(one)),
-    note(one.error ? `${one.error.failure}: ${one.error.message}` : one.reason),
+    text(moment(one.submitted_at)), number(took(one)),
+    note(one.reason || (one.error ? `${one.error.failure}: ${one.error.message}` : "")),
   ]), 8, "No job is here.");
 }
 
