@@ -19,7 +19,7 @@ from empd.worker.outbox import Claim
 from empd.worker.outcome import Outcomes
 
 TURN_NS_MAX = 5_000_000
-"""After this long without a pause a lane lets the event loop have a turn."""
+"""When lanes have had the event loop for this long, one lets it turn to others."""
 
 CLOSE_S_MAX = 0.2
 
@@ -53,6 +53,7 @@ class Lanes:
         self._spreading = False
         self._wave = 1
         self._pausing = 0
+        self._turn_ns = 0
         self._closed = False
 
     def add(self, entries: Iterable[Entry]) -> None:
@@ -103,7 +104,8 @@ class Lanes:
         queue, outcomes, clock = self._queue, self._outcomes, time.monotonic_ns
         outbox, encode, note = outcomes.outbox, outcomes.encode, outcomes.note
         while not self._closed:
-            turn_ns = now_ns = clock()
+            now_ns = clock()
+            self._turn_ns = self._turn_ns or self._begin_turn(now_ns)
             while queue:
                 hosted, details, timeout_s, assigned = queue.popleft()
                 job = JobView(assigned.id, assigned.epoch, assigned.attempt, details, assigned.payload)
@@ -139,19 +141,30 @@ class Lanes:
                 hosted.tally.ran(now_ns - started_ns)
                 if context.stop_reason:
                     _forget_cancel(lane)
-                if now_ns - turn_ns > TURN_NS_MAX:
+                if now_ns - (self._turn_ns or self._begin_turn(now_ns)) > TURN_NS_MAX:
                     outbox.flush()
                     self._pausing += 1
                     try:
                         await asyncio.sleep(0)
                     finally:
                         self._pausing -= 1
-                    turn_ns = now_ns = clock()
-            outbox.flush()
+                    now_ns = clock()
+                    self._turn_ns = self._turn_ns or self._begin_turn(now_ns)
+            if len(self._lanes) - len(self._idle) == 1:
+                outbox.flush()  # all others rest: nothing can join this frame, so it need not wait for the turn's end
             note(now_ns)
             lane.waiter = self._loop.create_future()
             self._idle.append(lane)
             await lane.waiter
+
+    def _begin_turn(self, now_ns: int) -> int:
+        """Lanes have the loop from now on until it turns to others; a job that waited for something gave it up."""
+        self._turn_ns = now_ns
+        self._loop.call_soon(self._end_turn)
+        return now_ns
+
+    def _end_turn(self) -> None:
+        self._turn_ns = 0
 
     @property
     def busy(self) -> int:

@@ -13,6 +13,7 @@ from empd.connectors.base import Cancellable, Service, Site
 from empd.connectors.context import JobDetails
 from empd.memory.arena import Arena
 from empd.wire import frames
+from empd.worker import lanes
 from empd.worker.assets import Storage
 from empd.worker.hosted import Hosted, Plan
 from empd.worker.lanes import Lanes
@@ -227,5 +228,46 @@ def test_an_endless_row_of_instant_jobs_lets_the_loop_breathe(tmp_path) -> None:
         assert rig.service.most == 1
         assert len(rig.ends()) == 50_000
         await rig.lanes.close()
+
+    asyncio.run(run())
+
+
+class Hand:
+    """A clock that stands until it is set."""
+
+    now_ns = 1_000
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+
+def test_what_ends_in_one_turn_of_the_loop_leaves_in_one_frame_however_long_it_waited(tmp_path, monkeypatch) -> None:
+    async def run() -> None:
+        hand = Hand()
+        monkeypatch.setattr(lanes, "time", hand)
+        rig = Rig(tmp_path, 3)
+        claims = rig.assign([LONG, LONG, LONG])
+        await rig.settle()
+        hand.now_ns += 2 * lanes.TURN_NS_MAX
+        rig.service.gate.set()
+        await rig.idle()
+        await rig.lanes.close()
+        assert [[(job.id, job.epoch) for job in frame.done] for frame in rig.frames] == [claims]
+
+    asyncio.run(run())
+
+
+def test_an_outcome_that_none_can_join_leaves_at_once(tmp_path) -> None:
+    async def run() -> None:
+        rig = Rig(tmp_path, 3)
+        rig.outbox._call_soon = lambda flush: None
+        rig.assign([LONG, LONG, LONG])
+        rig.service.gate.set()
+        await rig.idle()
+        assert len(rig.frames) == 1
+        rig.assign([INSTANT])
+        await rig.idle()
+        await rig.lanes.close()
+        assert [len(frame.done) for frame in rig.frames] == [3, 1]
 
     asyncio.run(run())
