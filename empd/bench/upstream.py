@@ -3,7 +3,7 @@
 python -m empd.bench.upstream
 
 Prints its port, and ends when its standard input does. `POST /now` and `POST /later` answer `{"ok": true}`, the latter
-after 10 ms.
+after 10 ms. What does not end by itself is in `held`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import asyncio
 import sys
 
 from aiohttp import web
+
+from empd.bench.held import Held
 
 LATER_S = 0.01
 
@@ -31,8 +33,8 @@ async def later(request: web.Request) -> web.Response:
 async def serve() -> None:
     """Serves on loopback until standard input ends."""
     app = web.Application()
-    app.add_routes([web.post("/now", now), web.post("/later", later)])
-    runner = web.AppRunner(app, access_log=None)
+    app.add_routes([web.post("/now", now), web.post("/later", later), *Held().routes()])
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     sys.stdout.write(f"{runner.addresses[0][1]}\n")

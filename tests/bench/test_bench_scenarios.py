@@ -255,10 +255,17 @@ def test_cost(where: Where) -> None:
 
 
 def test_a_connector_beside_bare_requests(where: Where) -> None:
-    found = by_name(connector.measure(connector.Size(jobs=80, at_once=8, alone=3, runs=2), where))
+    found = by_name(connector.measure(connector.Size(jobs=80, at_once=8, alone=3, runs=2, cancels=3), where))
+    answers, cancels = ("empd", "bare", "to_bare", "added"), ("polled", "polled.max", "plain", "plain.max")
     assert list(found) == [
-        f"connector.{answer}.{part}" for answer in connector.ANSWERS for part in ("empd", "bare", "to_bare", "added")
+        *(f"connector.{answer}.{part}" for answer in connector.ANSWERS for part in answers),
+        *(f"connector.cancel.{part}" for part in cancels),
     ]
+    for part in cancels:
+        figure = found[f"connector.cancel.{part}"]
+        assert len(figure.samples) == 3
+        assert min(figure.samples) > 0
+    assert found["connector.cancel.polled.max"].value == max(found["connector.cancel.polled"].samples)
     # 8 at once, each of 10 ms: nobody can have more than 800 a second.
     assert found["connector.after_10ms.bare"].value < 8 / 0.01
     assert found["connector.after_10ms.empd"].value < 8 / 0.01

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from empd.bench.scenario import connector_cancel
+from empd.bench.scenario.connector import upstream
+from empd.errors import JobCancelled
 from tests.box import Box, mapping_of, service, wait_until
 
 GPUS = 4
@@ -78,6 +81,20 @@ def daemon(instances: Instances) -> Iterator[Box]:
     mapping["connectors"] = {"PingConnector": {"path": "instances:PingConnector"}}
     with Box(mapping, gpus=f"virtual:{GPUS}") as box:
         yield box
+
+
+@pytest.mark.parametrize("way", connector_cancel.SERVICES)
+def test_a_cancel_reaches_the_service_behind_the_connector(way: str) -> None:
+    """By its own verb, or by a connection that is closed; and no other job's."""
+    with upstream() as url:
+        entry = connector_cancel.services(url)[f"cancel_{way}"]
+        with Box(mapping_of(work=service(worker={"max_concurrent_jobs": 2}, **entry))) as box, box.client() as client:
+            one, other = (client.submit("work", {"number": number}) for number in (1, 2))
+            begun_ns = max(connector_cancel.moment_ns(url, number, "begun") for number in (1, 2))
+            assert one.cancel()
+            assert connector_cancel.moment_ns(url, 1, "stopped") > begun_ns
+            assert isinstance(one.exception(60), JobCancelled)
+            assert other.status().state == "assigned"
 
 
 def get(daemon: Box, path: str) -> Any:

@@ -1,7 +1,8 @@
 """What empd and its HTTP connector cost: a service behind HTTP through daemon and `RestSyncConnector`, against a bare
 aiohttp loop in this process that asks the same server, with as many requests at once.
 
-The server answers at once (then the difference is all there is to see) or after 10 ms. Both ways take turns.
+The server answers at once (then the difference is all there is to see) or after 10 ms. Both ways take turns. What a
+cancel takes to get there is in `connector_cancel`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import msgspec
 from empd.bench.daemon import Daemon, Where
 from empd.bench.figures import Figure, Plot, Target, median_of
 from empd.bench.running import BenchError
+from empd.bench.scenario import connector_cancel
 from empd.bench.scenario.latency import job_us
 from empd.client import Client
 from empd.prctl import die_with_parent
@@ -34,33 +36,35 @@ PLOTS = (Plot("A service behind HTTP", "answer", "way", {"of": "rate"}),)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests in each run, requests at once, and requests one after the other."""
+    """Requests in each run, requests at once, requests one after the other, and cancels of each kind."""
 
     jobs: int = 10_000
     at_once: int = 64
     alone: int = 300
     runs: int = 5
+    cancels: int = 100
 
 
-QUICK = Size(jobs=800, alone=30, runs=3)
+QUICK = Size(jobs=800, alone=30, runs=3, cancels=30)
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
     """`connector.<answer>.empd` and `.bare` in jobs/s, their ratio `.to_bare`; `.added`, µs that one alone takes
-    more."""
+    more; `connector.cancel.<way>`."""
     settings = msgspec.to_builtins(size)
-    with _upstream() as base_url, asyncio.Runner() as runner:
+    with upstream() as base_url, asyncio.Runner() as runner:
         bare = Bare(base_url, size.at_once, runner)
         try:
             with Daemon(_mapping(base_url, size.at_once), where.place) as daemon, daemon.client() as client:
                 for answer, path in ANSWERS.items():
                     yield from _figures(answer, _runs(client, bare, answer, path, size), settings)
+                yield from connector_cancel.figures(client, base_url, size.cancels)
         finally:
             bare.close()
 
 
 @contextlib.contextmanager
-def _upstream() -> Iterator[str]:
+def upstream() -> Iterator[str]:
     """A server, and its address."""
     server = subprocess.Popen(
         [sys.executable, "-m", "empd.bench.upstream"],
@@ -86,7 +90,6 @@ def _upstream() -> Iterator[str]:
 
 
 def _mapping(base_url: str, at_once: int) -> dict[str, Any]:
-    worker = {"services": list(ANSWERS), "is_gpu_bound": False, "instances": 1, "max_concurrent_jobs": at_once}
     services = {
         answer: {
             "connector": "RestSyncConnector",
@@ -94,6 +97,8 @@ def _mapping(base_url: str, at_once: int) -> dict[str, Any]:
         }
         for answer, path in ANSWERS.items()
     }
+    services |= connector_cancel.services(base_url)
+    worker = {"services": list(services), "is_gpu_bound": False, "instances": 1, "max_concurrent_jobs": at_once}
     return {"workers": {"http": worker}, "services": services}
 
 

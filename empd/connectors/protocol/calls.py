@@ -60,7 +60,7 @@ class Calls:
     ) -> T:
         """What `call` returns; it raises `Trouble` for what the verdict table knows. See Retries.run.
 
-        `holds_slot`: the caller has entered `slot`, as its call goes on after this (a stream).
+        `holds_slot`: the caller has entered `slot`, as its call goes on after this (a stream), or needs none.
         """
         # The way of nearly all calls; the loop is for the others.
         try:

@@ -130,7 +130,7 @@ class HTTPConnector(Service):
         if not self.config.health_path:
             return True
         timeout = aiohttp.ClientTimeout(total=self.config.health_timeout_s)
-        request = self._prepare("GET", self.config.health_path, None, {"timeout": timeout})
+        request = self._prepare("GET", self.config.health_path, None, {"timeout": timeout, "aside": True})
         await _final(self._try(request))
         return True
 
@@ -179,10 +179,13 @@ class HTTPConnector(Service):
         `path` is below `base_url`, or a whole URL; `{name}` in it is filled from `path_args`. Raises ConnectorError.
         """
         request = self._prepare(method, path, context, options)
+        aside = request.outgoing.aside
         if options.get("once"):
-            return await _final(self.calls.once(request.endpoint, lambda: self._try(request), context))
+            return await _final(
+                self.calls.once(request.endpoint, lambda: self._try(request), context, holds_slot=aside)
+            )
         return await self.calls.run(
-            request.endpoint, lambda: self._try(request), context, repeatable=request.repeatable
+            request.endpoint, lambda: self._try(request), context, repeatable=request.repeatable, holds_slot=aside
         )
 
     @contextlib.asynccontextmanager
@@ -233,7 +236,9 @@ class HTTPConnector(Service):
         if key is not None:
             headers = {**headers, self.config.idempotency_header or "Idempotency-Key": key}
         repeatable = options.get("repeatable", key is not None or method in _REPEATABLE)
-        outgoing = Outgoing(method, url, headers, body, options.get("params"), options.get("timeout"))
+        outgoing = Outgoing(
+            method, url, headers, body, options.get("params"), options.get("timeout"), options.get("aside", False)
+        )
         return _Request(outgoing, endpoint, repeatable, options)
 
     async def _try(self, request: _Request) -> HTTPResponse:

@@ -26,9 +26,10 @@ class HTTPConfig(EndpointConfig):
     """The connection to one service. A connector's own `Config` extends it, and may set other defaults.
 
     `base_url` (or `base_port`) and the `endpoint` of the main call make its address. Time-outs: to connect, between
-    two bytes, and for all of one call (0: none). `connections_max`: the pool, by default the worker's slots. `circuit`
-    or `rate_limit` null: none. `idempotency_header` carries the submission's key, where the service knows one.
-    Proxies of the environment are not used; credentials never follow a redirect to another host.
+    two bytes, and for all of one call (0: none). `connections_max`: the jobs' pool, by default the worker's slots;
+    health and cancels have connections of their own. `circuit` or `rate_limit` null: none. `idempotency_header` carries
+    the submission's key, where the service knows one. Proxies of the environment are not used; credentials never
+    follow a redirect to another host.
     """
 
     endpoint: str = ""
@@ -79,3 +80,5 @@ class RequestOptions(TypedDict, total=False):
     response_bytes_max: int
     once: bool
     """Not tried again."""
+    aside: bool
+    """Waits for none of the jobs' connections, nor for `concurrent_max`: health, a cancel."""

@@ -118,6 +118,7 @@ class SubmitAndPoll(HTTPConnector, Cancellable, Resumable, ReportsProgress):
             path_args={"id": upstream_id},
             accept=(*GONE, 409),
             repeatable=True,
+            aside=True,
         )
         return True
 

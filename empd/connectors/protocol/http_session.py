@@ -17,6 +17,9 @@ from empd.connectors.protocol.identity import Identity, post_form
 
 USER_AGENT = f"empd/{__version__}"
 KEEPALIVE_S = 30.0
+ASIDE_KEEPALIVE_S = 120.0
+"""Long enough that a cancel finds the connection that the last health check was made on."""
+
 _REDIRECTS = (301, 302, 303, 307, 308)
 _KEEP_METHOD = (307, 308)
 _HARMLESS = ("accept", "content-type")
@@ -32,11 +35,13 @@ class Outgoing(NamedTuple):
     body: bytes | Callable[[], Any] | None
     params: Mapping[str, str] | None
     timeout: aiohttp.ClientTimeout | None
+    aside: bool = False
 
 
 class HTTPSession:
-    """An aiohttp session with a service's settings. Made in the event loop; `close` lets go of all connections.
+    """aiohttp sessions with a service's settings. Made in the event loop; `close` lets go of all connections.
 
+    Calls that must not wait until a job lets go of a connection go `aside`, over connections of their own.
     `learn(secrets)` is told of tokens, so that they stay out of texts.
     """
 
@@ -44,24 +49,16 @@ class HTTPSession:
         self._config = config
         self._proxy = config.proxy or None
         self.identity = Identity(config.auth, learn, self._post_form)
-        connector = aiohttp.TCPConnector(
-            limit=config.connections_max or max(1, slots), keepalive_timeout=KEEPALIVE_S, ssl=_tls(config)
-        )
-        self.aiohttp = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": USER_AGENT},
-            timeout=aiohttp.ClientTimeout(
-                total=config.total_timeout_s or None,
-                sock_connect=config.connect_timeout_s,
-                sock_read=config.read_timeout_s,
-            ),
-        )
+        tls = _tls(config)
+        slots = max(1, slots)
+        self.aiohttp = _session(config, tls, config.connections_max or slots, KEEPALIVE_S)
+        self._aside = _session(config, tls, slots + 1, ASIDE_KEEPALIVE_S)
 
     async def close(self) -> None:
         """Closes all connections, and waits until TLS has said goodbye."""
         await self.identity.close()
         await self.aiohttp.close()
+        await self._aside.close()
 
     async def send(self, outgoing: Outgoing) -> aiohttp.ClientResponse:
         """The answer's head; the caller releases or closes it. Follows redirects. Raises what aiohttp raises."""
@@ -108,7 +105,8 @@ class HTTPSession:
     ) -> aiohttp.ClientResponse:
         body, params = outgoing.body, outgoing.params
         options: dict[str, Any] = {} if outgoing.timeout is None else {"timeout": outgoing.timeout}
-        return await self.aiohttp.request(
+        session = self._aside if outgoing.aside else self.aiohttp
+        return await session.request(
             outgoing.method,
             outgoing.url,
             data=body() if callable(body) else body,
@@ -120,13 +118,28 @@ class HTTPSession:
         )
 
     async def _post_form(self, url: str, headers: dict[str, str], body: str) -> str:
-        return await post_form(self.aiohttp, url, headers, body)
+        return await post_form(self._aside, url, headers, body)
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port: where credentials may go."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _session(
+    config: HTTPConfig, tls: ssl.SSLContext | bool, connections_max: int, keepalive_s: float
+) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections_max, keepalive_timeout=keepalive_s, ssl=tls),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": USER_AGENT},
+        timeout=aiohttp.ClientTimeout(
+            total=config.total_timeout_s or None,
+            sock_connect=config.connect_timeout_s,
+            sock_read=config.read_timeout_s,
+        ),
+    )
 
 
 def _tls(config: HTTPConfig) -> ssl.SSLContext | bool:
