@@ -320,19 +320,35 @@ def load_with_sources(flags: Mapping[str, Any] | None = None, environ: Mapping[s
     `flags` maps names to values, None meaning not given; `environ` defaults to the process's. Raises ConfigError
     with all problems at once, each `WHERE: KEY: what is wrong; accepted: …`.
     """
-    environ = os.environ if environ is None else environ
-    given = {name.replace("-", "_"): value for name, value in (flags or {}).items() if value is not None}
-    gathered = _Gathered()
-    gathered.from_flags(given)
-    gathered.from_environment(environ)
-    gathered.from_file(_config_file(gathered))
-    gathered.fill_defaults(environ)
+    gathered = _gather(flags or {}, os.environ if environ is None else environ)
     if not gathered.problems:
         settings = Settings(**gathered.values)
         gathered.problems += _cross_check(settings, gathered.where)
         if not gathered.problems:
             return Loaded(settings, gathered.sources)
     raise ConfigError(gathered.problems)
+
+
+def load_places(environ: Mapping[str, str] | None = None) -> Loaded:
+    """As `load_with_sources`, for who only looks for a daemon: what is wrong elsewhere in the settings is passed over
+    (with defaults in its place), since the daemon that runs has not read it yet."""
+    gathered = _gather({}, os.environ if environ is None else environ)
+    if gathered.lost:
+        raise ConfigError(gathered.problems)
+    return Loaded(Settings(**gathered.values), gathered.sources)
+
+
+def _gather(flags: Mapping[str, Any], environ: Mapping[str, str]) -> _Gathered:
+    given = {name.replace("-", "_"): value for name, value in flags.items() if value is not None}
+    gathered = _Gathered()
+    gathered.from_flags(given)
+    gathered.from_environment(environ)
+    gathered.from_file(_config_file(gathered))
+    gathered.fill_defaults(environ)
+    return gathered
+
+
+_PLACES = frozenset({"config", "endpoint", "runtime_dir"})
 
 
 class _Gathered:
@@ -343,6 +359,7 @@ class _Gathered:
         self.sources: dict[str, str] = {}
         self.keys: dict[str, str] = {}
         self.problems: list[str] = []
+        self.lost = False  # it cannot be said where the daemon is
 
     def where(self, name: str) -> str:
         """`WHERE: KEY` of a name's value, for problems."""
@@ -358,7 +375,7 @@ class _Gathered:
         except ValueError as error:
             reason = f" ({error})" if isinstance(error, _Wrong) else ""
             self.problems.append(f"{source}: {key}: {value!r} does not fit{reason}; accepted: {row.accepted}")
-            self.values.setdefault(name, None)
+            self.lost |= name in _PLACES
             return
         if name not in self.values:
             self.values[name], self.sources[name], self.keys[name] = result, source, key
@@ -391,6 +408,7 @@ class _Gathered:
         table, problem = _read_toml(path)
         if problem:
             self.problems.append(problem)
+            self.lost = True
         for key, value in table.items():
             if key not in SETTINGS or key == "config":
                 known = [name for name in SETTINGS if name != "config"]

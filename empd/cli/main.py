@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from empd import __version__
 from empd.cli.codes import MEANINGS, ExitCode, code_of
 from empd.cli.commands import Lazy
 from empd.errors import ConfigError, EmpdError
@@ -21,6 +22,7 @@ _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code.value:<4} {text}" for code, 
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     invoke_without_command=False,
 )
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def empd() -> None:
     """One daemon for one GPU box: takes jobs, loses none, gives each to exactly one worker at a time.
 
@@ -44,7 +46,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (`{context.command_path} --help` tells more)" if context is not None else ""
-        return _complain(f"{error.format_message().rstrip('.')}{hint}", ExitCode.USAGE)
+        return _complain(f"{_one_line(error.format_message()).rstrip('.,')}{hint}", ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     except ConfigError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import click
 
@@ -12,9 +13,11 @@ from empd.cli.codes import ExitCode
 from empd.cli.commands import closest
 from empd.cli.status import told_by_supervisor, worker_children
 from empd.client import Client
-from empd.errors import ResultTimeout
+from empd.errors import ConfigError, ResultTimeout
 
 POLL_S = 0.2
+RELOAD_ANSWER_S = 10.0
+"""Reading the configuration takes milliseconds, asking for GPUs anew some seconds."""
 EVERYONE = "*"
 
 _workers = click.argument("workers", metavar="[WORKER]...", nargs=-1)
@@ -83,14 +86,48 @@ def resume(workers: tuple[str, ...], endpoint: str | None, json_output: bool) ->
 
 
 @click.command()
+@click.option("--wait", "-w", is_flag=True, help="Until the last worker is replaced.")
 @options.endpoint
 @options.as_json
-def reload(endpoint: str | None, json_output: bool) -> int:
-    """Read the configuration again; workers are replaced one by one, after their jobs."""
+def reload(wait: bool, endpoint: str | None, json_output: bool) -> int:
+    """Read the configuration again; workers are replaced one by one, after their jobs. Exit code 2, and nothing
+    changes, when it has mistakes."""
     with options.connect(endpoint) as client:
+        before = _last_reload(client.endpoint)
         client.operate("reload")
+        found = _outcome(client.endpoint, before, wait) if before else {}
+    state, problems = found.get("state", "asked"), found.get("problems") or []
     if json_output:
-        output.print_json({"reload": "asked"})
+        output.print_json({"reload": state, "problems": problems})
+    elif problems:
+        raise ConfigError([f"not reloaded: {problem}" for problem in problems])
     else:
-        print("reload asked; `empd status` shows the workers' new pids, the daemon's log any problem")
-    return ExitCode.OK
+        print(_RELOAD_WORDS[state])
+    return ExitCode.USAGE if problems else ExitCode.OK
+
+
+_RELOAD_WORDS = {
+    "asked": "reload asked; `empd status` shows the workers' new pids, the daemon's log any problem",
+    "running": "the configuration is in force; workers are replaced one by one (--wait waits for the last)",
+    "done": "reloaded",
+}
+
+
+def _last_reload(endpoint: str) -> dict[str, Any]:
+    """What the supervisor says of its last reload; empty of a remote one."""
+    found: dict[str, Any] = (told_by_supervisor(endpoint) or {}).get("reload") or {}
+    return found
+
+
+def _outcome(endpoint: str, before: dict[str, Any], wait: bool) -> dict[str, Any]:
+    """What became of the reload after `before`, as far as it has come: to its end with `wait`."""
+    pause = threading.Event()
+    deadline = time.monotonic() + RELOAD_ANSWER_S
+    while True:
+        found = _last_reload(endpoint)
+        is_told = found.get("number", 0) > before["number"]
+        if is_told and not (wait and found["state"] == "running"):
+            return found
+        if not is_told and time.monotonic() >= deadline:
+            return {}
+        pause.wait(POLL_S)

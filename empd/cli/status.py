@@ -88,6 +88,7 @@ def render(found: dict[str, Any]) -> list[Any]:
     servers = [child for child in supervisor.get("children", ()) if child["kind"] == "server"]
     if servers:
         lines.append(_servers(servers))
+    lines += [Text(line, style="yellow") for line in _down(supervisor)]
     lines += [Text(line) for line in _reports(found["instances"])]
     lines += [Text(f"problem: {problem}", style="red") for problem in found["problems"]]
     return lines
@@ -122,6 +123,13 @@ def _services(found: dict[str, Any]) -> Any:
         for name, service in found["services"].items()
     ]
     return output.table(("service", ">waiting", ">oldest", ">workers", ">slots", "why"), rows)
+
+
+def _down(supervisor: dict[str, Any]) -> list[str]:
+    """Processes of the daemon's own that are not ready; workers and servers have tables."""
+    others = (child for child in supervisor.get("children", ()) if child["kind"] not in ("worker", "server"))
+    down = (child for child in others if child["state"] not in ("ready", "down"))
+    return [f"{child['name']} is not ready ({child['state']}) {_last_exit(child)}".rstrip() for child in down]
 
 
 def _reports(instances: list[dict[str, Any]]) -> list[str]:

@@ -17,12 +17,12 @@ def find_endpoint(endpoint: str | None = None) -> str:
     """The ZeroMQ endpoint to talk to: the one given, else `$EMPD_ENDPOINT`, else the one of the local settings. Where
     these say nothing and this user runs no daemon, the system's, if there is one.
 
-    Raises ConfigError when it has to look into settings that are wrong.
+    Raises ConfigError when it has to look into settings and these do not tell where that is.
     """
     given = endpoint or os.environ.get("EMPD_ENDPOINT")
     if given:
         return given
-    found, sources = settings.load_with_sources()
+    found, sources = settings.load_places()
     own = found.clients_endpoint
     said = {sources["endpoint"], sources["runtime_dir"]} != {"default"}
     if said or Path(own.removeprefix("ipc://")).exists() or not _reachable(SYSTEM_SOCKET):

@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -50,6 +50,14 @@ class Outside(NamedTuple):
     find_devices: Callable[[str | tuple[str, ...]], Found]
 
 
+class Reload(NamedTuple):
+    """What became of the last reload: `running`, `done`, or `refused` with what is wrong with the configuration."""
+
+    number: int = 0
+    state: str = "done"
+    problems: tuple[str, ...] = ()
+
+
 class Supervisor:
     """One daemon: its children, and what it has in hand (a reload, a stop)."""
 
@@ -62,6 +70,7 @@ class Supervisor:
         self.warden = Warden(Children(SLOTS), rows, trees.detect(), self._board, plan)
         self._watch = HeartbeatWatch(self._board, rows)
         self._rollout: Rollout | None = None
+        self._last_reload = Reload()
         self._stopping: Stopping | None = None
         self._is_ready = False
         self._exit_status = 0
@@ -101,6 +110,7 @@ class Supervisor:
                 warden.condemn(member, Exit.HUNG, Event.HANG)
         if self._rollout is not None and self._rollout.tick():
             self._rollout = None
+            self._came_to("done")
             self._reloaded(self.status_line())
         timers_ns = warden.run_timers(now_ns)
         self._end_if_hopeless()
@@ -218,6 +228,7 @@ class Supervisor:
         """Puts the new configuration in force, or says what is wrong with it and keeps the old one."""
         if self._stopping is not None:
             return
+        self._last_reload = Reload(self._last_reload.number + 1, "running")
         if self._is_ready:
             self._notifier.reloading("reading the configuration")
         try:
@@ -231,10 +242,16 @@ class Supervisor:
         self.warden.kinds = self._table(plan.settings)
         self._watch = HeartbeatWatch(self._board, self.warden.kinds)
         self._rollout = Rollout(self.warden, plan)
+        self._came_to("running")
+
+    def _came_to(self, state: str, problems: Sequence[str] = ()) -> None:
+        self._last_reload = Reload(self._last_reload.number, state, tuple(problems))
+        self.warden.changed = True  # the status file tells it to who asked
 
     def _refuse(self, problems: list[str]) -> None:
         for problem in problems:
             _log.error("reload: %s", problem)
+        self._came_to("refused", problems)
         self._reloaded(f"reload refused, the old configuration is in force: {problems[0]}")
 
     def _reloaded(self, line: str) -> None:
@@ -291,6 +308,7 @@ class Supervisor:
             "status": self.status_line(),
             "devices": [msgspec.to_builtins(device) for device in plan.devices],
             "devices_reason": self._devices_reason,
+            "reload": self._last_reload._asdict(),
             "children": [self._child_status(member) for member in self.warden.children],
         }
         path = plan.settings.runtime_dir / "supervisor.json"

@@ -126,7 +126,9 @@ class WebProcess:
         try:
             await site.start()
         except OSError as error:
-            raise ConfigError([f"http: cannot listen on {self._settings.http}: {error.strerror}"]) from error
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            said = f"http: cannot listen on {self._settings.http}: {why}; set another address (--http HOST:PORT)"
+            raise ConfigError([said]) from error
         name, chosen = self._runner.addresses[0][:2]
         write_address(
             self._settings.runtime_dir / ADDRESS_FILE, f"[{name}]:{chosen}" if ":" in name else f"{name}:{chosen}"

@@ -193,13 +193,48 @@ def test_status_names_page_and_virtual_gpus(box: Box) -> None:
     assert "2 GPUs are virtual" in box.empd("status").out
 
 
+def test_status_names_processes_of_the_daemon_that_are_not_ready(box: Box) -> None:
+    def stopped() -> bool:
+        [web] = [c for c in box.empd("status", "--json").json["supervisor"]["children"] if c["kind"] == "web"]
+        if web["pid"]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(web["pid"], signal.SIGKILL)
+        return (
+            "web is not ready (backoff) last exit: crashed, killed by SIGKILL; starts again in"
+            in box.empd("status").out
+        )
+
+    eventually(stopped)
+    eventually(lambda: "not ready" not in box.empd("status").out)
+
+
 def test_reload_replaces_the_workers(box: Box) -> None:
     def pids() -> set[int]:
         return {worker["pid"] for worker in box.empd("status", "--json").json["workers"]}
 
     before = pids()
-    assert box.empd("reload").code == ExitCode.OK
+    assert (
+        box.empd("reload").out
+        == "the configuration is in force; workers are replaced one by one (--wait waits for the last)\n"
+    )
+    assert box.empd("reload", "--wait").out == "reloaded\n"
     eventually(lambda: len(pids()) == len(before) and not pids() & before)
+    assert box.empd("submit", "echo", "1", "--wait").code == ExitCode.OK
+
+
+def test_a_reload_of_a_configuration_with_mistakes_names_them_and_changes_nothing(box: Box) -> None:
+    settings = box.directory / "empd.toml"
+    settings.write_text('retries = "many"\nlog_lvel = "info"\n')
+    try:
+        ran = box.empd("reload", "--wait")
+        assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+        lines = ran.err.splitlines()
+        assert all(line.startswith("empd: not reloaded: ") for line in lines)
+        assert [name for name in ("retries", "log_lvel") if name in ran.err] == ["retries", "log_lvel"]
+        assert box.empd("reload", "--json").json["reload"] == "refused"
+    finally:
+        settings.write_text("")
+    assert box.empd("reload", "--wait", "--json").json == {"reload": "done", "problems": []}
     assert box.empd("submit", "echo", "1", "--wait").code == ExitCode.OK
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from empd import __version__
 from empd.cli import main, output
 from empd.cli.codes import MEANINGS, ExitCode, code_of
 from empd.cli.commands import COMMANDS, Lazy, closest
@@ -81,6 +82,7 @@ def test_run_has_a_flag_for_every_setting(capsys: pytest.CaptureFixture[str]) ->
         (["zzzz"], "no command 'zzzz'"),
         (["submit"], "Missing argument 'SERVICE'"),
         (["status", "--jsn"], "--json"),
+        (["connectors", "new", "painter"], "Missing option '--protocol'. Choose from: http, poll, "),
     ],
 )
 def test_a_wrong_word_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +143,7 @@ def test_config_show_says_where_values_come_from(
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "version")[1].startswith("empd ")
+    assert run(capsys, "--version") == (ExitCode.OK, f"empd {__version__}\n", "")
     assert set(json.loads(run(capsys, "version", "--json")[1])) == {"version", "protocol", "python"}
 
 

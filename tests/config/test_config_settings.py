@@ -16,7 +16,7 @@ from empd import settings as settings_module
 from empd.checking import format_size, parse_size
 from empd.errors import ConfigError
 from empd.samples import sample_toml, settings_schema
-from empd.settings import SETTINGS, Settings, load, load_with_sources
+from empd.settings import SETTINGS, Settings, load, load_places, load_with_sources
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -335,6 +335,17 @@ def test_a_problem_in_a_weaker_place_is_named_even_when_a_stronger_one_is_right(
     path = written(tmp_path, "retries = 'lots'")
     (problem,) = problems_of({"config": path, "retries": 1})
     assert problem.startswith(f"{path}: retries: ")
+
+
+def test_a_client_finds_its_daemon_whatever_else_is_wrong(tmp_path: Path) -> None:
+    path = written(tmp_path, f"retries = 'lots'\nruntime_dir = '{tmp_path}/run'\nlog_lvel = 'info'")
+    found = load_places({"EMPD_CONFIG": str(path), "EMPD_GPUS": "many", "EMPD_NONSENSE": "1"})
+    assert found.settings.clients_endpoint == f"ipc://{tmp_path}/run/empd.sock"
+    assert found.sources["runtime_dir"] == str(path)
+    for lost in ("runtime_dir = 7", "endpoint = 'nowhere'", "= not TOML", None):
+        there = written(tmp_path, lost) if lost else tmp_path / "none.toml"
+        with pytest.raises(ConfigError):
+            load_places({"EMPD_CONFIG": str(there)})
 
 
 @pytest.mark.parametrize("wrong", ["gpu.example.com:8443", "https://gpu.example.com", "*", "", "a b", "-x"])

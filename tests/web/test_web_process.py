@@ -97,6 +97,8 @@ def test_a_taken_port_is_told_in_one_line(web: Web, root: Path) -> None:
     other = root / "other"
     for name in ("run", "state"):
         (other / name).mkdir(parents=True)
-    with pytest.raises(pytest.fail.Exception, match=f"cannot listen on {web.address}"):
+    with pytest.raises(
+        pytest.fail.Exception, match=f"cannot listen on {web.address}: Address already in use; set another"
+    ):
         Web(other, {"http": web.address})
     assert "Traceback" not in (other / "stderr").read_text()
