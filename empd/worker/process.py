@@ -47,6 +47,9 @@ from empd.worker.requests import Requests
 from empd.worker.servers import Seat
 
 OPTIONS_CACHED_MAX = 1024
+OBJECTS_PER_JOB = 100
+"""More than a job in flight has for the garbage collector to look at."""
+
 CLOSE_SHARE = 0.3
 """The part of `term_grace_s` that connectors have to close."""
 
@@ -186,6 +189,8 @@ class Worker:
             await asyncio.gather(*(begin(hosted) for hosted in self._services.values()))
         gc.collect()
         gc.freeze()
+        # What the jobs in flight hold is no garbage: each wave of them would be searched for some, several times.
+        gc.set_threshold(gc.get_threshold()[0] + OBJECTS_PER_JOB * self._kind.max_concurrent_jobs)
         self._opened = True
         self._activities.measure_baseline(self._log)
         self._tell_ready()
