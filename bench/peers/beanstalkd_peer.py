@@ -9,6 +9,7 @@ from typing import Any
 
 import greenstalk
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
 from peers.servers import beanstalkd
 
@@ -39,9 +40,9 @@ class BeanstalkdPeer(Peer):
         while not all(number in self._answers for number in (handles[0], handles[-1])) or len(self._answers) < len(
             handles
         ):
-            job = self._client.reserve(timeout=int(RESULT_TIMEOUT_S))
-            self._client.delete(job)
-            self._answers[_NUMBER.unpack_from(job.body)[0]] = job.body[_NUMBER.size :]
+            taken = self._client.reserve(timeout=int(RESULT_TIMEOUT_S))
+            self._client.delete(taken)
+            self._answers[_NUMBER.unpack_from(taken.body)[0]] = taken.body[_NUMBER.size :]
         return [self._answers.pop(number) for number in handles]
 
     def stop(self) -> None:
@@ -53,9 +54,9 @@ def work(port: int) -> None:
     """A worker, until it is ended."""
     with greenstalk.Client(("127.0.0.1", port), encoding=None, use="results", watch="jobs") as client:
         while True:
-            job = client.reserve()
-            client.put(job.body)
-            client.delete(job)
+            taken = client.reserve()
+            client.put(job.run(taken.body, at=_NUMBER.size))
+            client.delete(taken)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
 from peers.servers import REDIS, redis
 
@@ -24,7 +25,7 @@ if URL:
     @dramatiq.actor(max_retries=0)
     def echo(payload: str) -> str:
         """The job; its messages are JSON, so bytes travel as base64."""
-        return payload
+        return job.run_text(payload)
 
 
 class DramatiqPeer(Peer):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from empd.bench.daemon import PLACE, Daemon, mapping_of
@@ -21,8 +23,12 @@ class EmpdPeer(Peer):
 
     def start(self) -> None:
         service = {"echo": {"api_config": {"duration_s": 0, "echo": True}}}
+        held = {"connector": "PythonConnector", "api_config": {"callable": "peers.job:process"}}
         durability = "fsync" if self.setting == "durable" else "memory"
         mapping = mapping_of(service, instances=WORKERS, max_concurrent_jobs=512)
+        mapping["services"]["held"] = held
+        mapping["workers"]["held"] = {"services": ["held"], "is_gpu_bound": False}
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
         self._daemon = Daemon(mapping, PLACE, durability=durability)
         self._daemon.__enter__()
         self._client = self._daemon.client()
@@ -36,6 +42,9 @@ class EmpdPeer(Peer):
         if len(payloads) == 1:
             return [self._client.submit("echo", payloads[0])]
         return self._client.submit_many("echo", payloads)
+
+    def hold(self, payload: bytes) -> None:
+        self._client.submit("held", payload, retries=0)
 
     def results(self, handles: Any) -> list[bytes]:
         if not isinstance(handles, list):

@@ -8,13 +8,14 @@ from typing import Any
 
 from huey import RedisHuey
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
 from peers.servers import REDIS, redis
 
 
 def echo(payload: bytes) -> bytes:
     """The job."""
-    return payload
+    return job.run(payload)
 
 
 def make(url: str) -> tuple[RedisHuey, Any]:

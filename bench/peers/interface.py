@@ -26,12 +26,14 @@ STOP_TIMEOUT_S = 10.0
 class Peer(ABC):
     """One job system in one setting. Entered, it runs; left, all its processes are gone.
 
-    `settings` says what each setting is. `put` returns whatever `results` needs; payloads and results are bytes.
+    `settings` says what each setting is; `has_queue`, whether jobs are anywhere else while they run. `put` returns
+    whatever `results` needs; payloads and results are bytes.
     """
 
     name: ClassVar[str]
     settings: ClassVar[dict[str, str]]
     large_bytes: ClassVar[int] = 16 << 20
+    has_queue: ClassVar[bool] = True
 
     def __init__(self, setting: str, directory: Path) -> None:
         self.setting = setting
@@ -51,6 +53,10 @@ class Peer(ABC):
     @abstractmethod
     def results(self, handles: Any) -> list[bytes]:
         """Waits for all and returns what came back, in order."""
+
+    def hold(self, payload: bytes) -> None:
+        """Submits the job that is to be caught in the middle (see `peers.job`); nobody waits for it."""
+        self.put([payload])
 
     def stop(self) -> None:  # noqa: B027  # not every peer has something here
         """Ends what is in this process: connections."""

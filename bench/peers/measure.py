@@ -1,17 +1,21 @@
-"""One peer in one setting: throughput, one job at a time, 16 MiB in and out, memory of a waiting job.
+"""One peer in one setting: throughput, one job at a time, 16 MiB in and out, memory of a waiting job, and how
+long after a kill a job that was interrupted starts again.
 
 python -m peers.measure NAME SETTING SIZE   lines on standard output (SIZE in JSON)
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
+from typing import Any, TextIO
 
 import msgspec
 import psutil
@@ -20,6 +24,7 @@ from empd.bench import machine
 from empd.bench.daemon import PLACE
 from empd.bench.figures import Figure, percentile
 from empd.bench.running import BenchError
+from peers import job
 from peers.interface import Peer, until
 from peers.table import PEERS
 
@@ -27,7 +32,8 @@ MIB = 1 << 20
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds and the most jobs of a run of throughput; jobs one at a time; large jobs; jobs that wait."""
+    """Seconds and the most jobs of a run of throughput; jobs one at a time; large jobs; jobs that wait; workers killed,
+    and how long at most a job is waited for then."""
 
     seconds: float = 3.0
     jobs_max: int = 200_000
@@ -35,9 +41,11 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     large: int = 6
     waiting: int = 20_000
     runs: int = 5
+    kills: int = 3
+    again_limit_s: float = 40.0
 
 
-QUICK = Size(seconds=1.0, jobs_max=50_000, alone=50, large=2, waiting=5000, runs=3)
+QUICK = Size(seconds=1.0, jobs_max=50_000, alone=50, large=2, waiting=5000, runs=3, kills=1, again_limit_s=8.0)
 PROBE_JOBS = 32
 PAYLOAD_BYTES = 100
 
@@ -64,7 +72,37 @@ def measure_waiting(peer: Peer, size: Size) -> Iterator[Figure]:
         yield _figure(peer, "memory", "bytes", [waiting_bytes(peer, size.waiting)])
 
 
-def _figure(peer: Peer, of: str, unit: str, samples: list[float], value: float | None = None) -> Figure:
+def measure_recovery(start: Callable[[], AbstractContextManager[Peer]], size: Size) -> Iterator[Figure]:
+    """kill -9 of the process in which a job runs, to the job's next start; each time of a peer that has just begun, as
+    not every peer replaces its worker. Where a job does not start again within the limit, that is the last time, the
+    limit stands for it, and `again` is false."""
+    samples_ms: list[float] = []
+    again = True
+    while again and len(samples_ms) < size.kills:
+        with start() as peer:
+            if not peer.has_queue:
+                return
+            again_s = _start_again_s(peer, size.again_limit_s)
+        again = again_s is not None
+        samples_ms.append((size.again_limit_s if again_s is None else again_s) * 1e3)
+    yield _figure(peer, "recovery", "ms", samples_ms, samples_ms[-1] if not again else None, details={"again": again})
+
+
+def _start_again_s(peer: Peer, limit_s: float) -> float | None:
+    echo(peer, [os.urandom(PAYLOAD_BYTES)])
+    file = peer.directory / "starts"
+    peer.hold(job.holding(file))
+    until(lambda: bool(job.starts(file)), "the job to start")
+    psutil.Process(job.starts(file)[0].pid).kill()
+    killed_s = time.monotonic()
+    try:
+        until(lambda: len(job.starts(file)) > 1, "its next start", limit_s)
+    except TimeoutError:
+        return None
+    return job.starts(file)[1].at_s - killed_s
+
+
+def _figure(peer: Peer, of: str, unit: str, samples: list[float], value: float | None = None, **more: Any) -> Figure:
     return Figure(
         name=f"peers.{peer.name.lower().replace(', ', '-').replace(' ', '-')}.{peer.setting}.{of}",
         value=median(samples) if value is None else value,
@@ -72,6 +110,7 @@ def _figure(peer: Peer, of: str, unit: str, samples: list[float], value: float |
         samples=samples,
         axes={"peer": peer.name, "setting": peer.setting, "of": of},
         settings={"setting": peer.settings[peer.setting]},
+        **more,
     )
 
 
@@ -115,11 +154,23 @@ def main() -> None:
     described = {**machine.describe(PLACE), "quick": size == QUICK, "endpoint": ""}
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a peer prints is no line
-    for part in (measure, measure_waiting):
+
+    def start() -> Iterator[Peer]:
+        """A peer that has only just begun."""
         with tempfile.TemporaryDirectory(prefix="empd-peer-", dir=PLACE) as place, kind(setting, Path(place)) as peer:
-            for figure in part(peer, size):
-                line = {**figure.as_line("peers", described["cores"]), "machine": described}
-                print(msgspec.json.encode(line).decode(), file=out, flush=True)
+            yield peer
+
+    fresh = contextlib.contextmanager(start)
+    for part in (measure, measure_waiting):
+        with fresh() as peer:
+            _print(part(peer, size), described, out)
+    _print(measure_recovery(fresh, size), described, out)
+
+
+def _print(figures: Iterator[Figure], described: dict[str, Any], out: TextIO) -> None:
+    for figure in figures:
+        line = {**figure.as_line("peers", described["cores"]), "machine": described}
+        print(msgspec.json.encode(line).decode(), file=out, flush=True)
 
 
 if __name__ == "__main__":

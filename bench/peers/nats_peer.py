@@ -12,6 +12,7 @@ import nats
 from nats.errors import TimeoutError as NothingYet
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
 from peers.servers import nats as server
 
@@ -85,7 +86,7 @@ async def work(url: str) -> None:
         except NothingYet:
             continue
         for message in messages:
-            await connection.publish(f"results.{message.headers['n']}", message.data)
+            await connection.publish(f"results.{message.headers['n']}", job.run(message.data))
             await message.ack()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer
 
 BATCH = 100
@@ -18,7 +19,7 @@ class Echo:
 
     def many(self, payloads: list[bytes]) -> list[bytes]:
         """The jobs of one call."""
-        return payloads
+        return [job.run(payload) for payload in payloads]
 
 
 class RayPeer(Peer):

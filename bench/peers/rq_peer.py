@@ -8,13 +8,14 @@ from typing import Any
 from redis import Redis
 from rq import Queue
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
 from peers.servers import REDIS, redis
 
 
 def echo(payload: bytes) -> bytes:
     """The job."""
-    return payload
+    return job.run(payload)
 
 
 class RqPeer(Peer):

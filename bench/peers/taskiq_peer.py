@@ -11,6 +11,7 @@ from typing import Any
 from taskiq import AsyncBroker
 from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBroker
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
 from peers.servers import REDIS, redis
 
@@ -20,7 +21,7 @@ CHECK_S = 0.002
 
 async def echo(payload: str) -> str:
     """The job; its messages are JSON, so bytes travel as base64."""
-    return payload
+    return job.run_text(payload)
 
 
 def make(url: str, setting: str) -> tuple[AsyncBroker, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
 
 _NUMBER = struct.Struct("<Q")
@@ -24,6 +25,7 @@ class Brokerless(Peer):
 
     name = "ZeroMQ, brokerless"
     settings = {"fast": "PUSH and PULL over ipc"}
+    has_queue = False
 
     def start(self) -> None:
         self._context = zmq.Context()
@@ -94,7 +96,7 @@ def work(source: str, target: str, *_: str) -> None:
         socket.set_hwm(2 * WINDOW)
         socket.connect(endpoint)
     while True:
-        push.send(pull.recv())
+        push.send(job.run(pull.recv(), at=_NUMBER.size))
 
 
 def pass_on(kind: str, jobs: str, works: str, done: str, results: str) -> None:

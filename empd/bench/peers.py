@@ -30,5 +30,6 @@ PEERS = Scenario(
         Plot("One job at a time, p50 in ms", "peer", "setting", {"of": "latency"}, log_y=True),
         Plot("16 MiB in and out, MiB/s", "peer", "setting", {"of": "payload"}, log_y=True),
         Plot("Memory of each waiting job, bytes", "peer", "setting", {"of": "memory"}, log_y=True),
+        Plot("A killed worker's job starts again after, ms", "peer", "setting", {"of": "recovery"}, log_y=True),
     ),
 )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
@@ -25,7 +26,7 @@ from peers import __main__ as command  # noqa: E402
 from peers import measure, table  # noqa: E402
 from peers.interface import Peer, end, module  # noqa: E402
 
-TINY = measure.Size(seconds=0.01, jobs_max=600, alone=3, large=1, waiting=2000, runs=2)
+TINY = measure.Size(seconds=0.01, jobs_max=600, alone=3, large=1, waiting=2000, runs=2, kills=2)
 REAL = ("empd", "zeromq", "zeromq-proxy", "zeromq-loop")
 
 
@@ -47,6 +48,13 @@ class Planted(Peer):
         return [b"wrong", *handles[1:]] if self.wrong else handles
 
 
+class Forgetful(Planted):
+    """Runs a held job in a process of its own, once."""
+
+    def hold(self, payload: bytes) -> None:
+        self.work(sys.executable, "-c", f"from peers import job; job.run({payload!r})")
+
+
 def test_a_peer_gives_its_figures(tmp_path: Path) -> None:
     with Planted("durable", tmp_path) as peer:
         found = {figure.name: figure for figure in measure.measure(peer, TINY)}
@@ -56,7 +64,7 @@ def test_a_peer_gives_its_figures(tmp_path: Path) -> None:
     figure = found["peers.planted-here.durable.throughput"]
     assert figure.axes == {"peer": "Planted, here", "setting": "durable", "of": "throughput"}
     assert figure.settings == {"setting": "nothing either"}
-    assert {plot.where["of"] for plot in PEERS.plots} <= {*names, "memory"}
+    assert {plot.where["of"] for plot in PEERS.plots} <= {*names, "memory", "recovery"}
 
 
 def test_a_peer_that_gives_back_something_else_is_no_figure(tmp_path: Path) -> None:
@@ -86,15 +94,23 @@ def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_ones(name: str, tmp_path: Path) -> None:
+def test_real_ones(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     kind = table.PEERS[name]()
     with kind("fast", tmp_path) as peer:
         peer.large_bytes = 200_000  # type: ignore[misc]
         found = list(measure.measure(peer, TINY))
         waiting = list(measure.measure_waiting(peer, TINY))
+    recovery = list(measure.measure_recovery(lambda: kind("fast", tmp_path_factory.mktemp("fresh")), TINY))
     assert [figure.axes["of"] for figure in found] == ["throughput", "latency", "latency_p99", "payload"]
     assert all(figure.value > 0 for figure in found)
     assert [figure.axes["of"] for figure in waiting] == (["memory"] if name == "empd" else [])
+    assert [figure.details["again"] for figure in recovery] == ([True] if name == "empd" else [])
+
+
+def test_a_job_that_does_not_start_again_has_the_limit_as_its_figure(tmp_path: Path) -> None:
+    size = msgspec.structs.replace(TINY, kills=3, again_limit_s=0.2)
+    [figure] = measure.measure_recovery(lambda: Forgetful("fast", tmp_path), size)
+    assert (figure.value, figure.details["again"], len(figure.samples)) == (200, False, 1)
 
 
 @pytest.fixture
