@@ -1,7 +1,7 @@
 """What every connector is: identity, typed configuration, and a life with states. Its errors are in `failures`.
 
 Connector                 identity, Config, open, close, check_health
-└── Service               process(job, context) → Result or any value
+└── Service               process(job, context) → Result or any value; can_process_job before it
 abilities, each a base class of its own, found with issubclass:
     Cancellable           cancel(job, context)
     Resumable             resume(job, context): takes up context.last_checkpoint
@@ -248,6 +248,11 @@ class Service(Connector):
         On cancel, asyncio.CancelledError is raised inside (unless the class is `Cancellable`).
         """
         raise ServiceUnavailable(f"{type(self).__name__} has no process method", retry=False)
+
+    async def can_process_job(self, job: JobView, context: Context) -> bool:
+        """Whether this job is one for this service: asked before anything is done, bought or looked up for it. False
+        fails it as `invalid_input`, once and for all; raise InvalidInput to say what is wrong with it."""
+        return True
 
 
 class Cancellable:

@@ -18,6 +18,7 @@ import msgspec
 
 from empd.connectors.base import Result
 from empd.connectors.context import Context, JobView
+from empd.connectors.failures import InvalidInput
 from empd.connectors.logger import ConnectorLogger
 from empd.connectors.plugins import Plugins
 from empd.connectors.protocol.cache import Cache
@@ -92,6 +93,18 @@ class Course:
             log.info("job_stopped", reason=context.stop_reason or "close", duration_s=round(now_s - begun_s, 6))
         else:
             log.job_failed(error, now_s - begun_s, **self._failed.told())
+
+
+def with_entrance(process: Process, can_process_job: Process) -> Process:
+    """`process` of those jobs alone that the connector says are for it."""
+
+    async def asked(job: JobView, context: Context) -> Any:
+        await context.load()
+        if not await can_process_job(job, context):
+            raise InvalidInput(f"{job.details.service} does not take this job")
+        return await process(job, context)
+
+    return asked
 
 
 def with_plugins(process: Process, plugins: Plugins) -> Process:

@@ -172,6 +172,8 @@ class Hosted:
         process: Process = connector.process
         if isinstance(cache, CacheConfig):
             process = course.with_cache(process, Cache(cache))
+        if type(connector).can_process_job is not Service.can_process_job:
+            process = course.with_entrance(process, connector.can_process_job)
         self.process = self._around(connector, process)
         resume = connector.resume if isinstance(connector, Resumable) else connector.process
         self.resume = self._around(connector, resume)

@@ -21,6 +21,7 @@ from empd.cli.codes import MEANINGS
 from empd.cli.commands import COMMANDS, Lazy
 from empd.client.jobs import JobHandle, JobSet
 from empd.client.options import SubmitOptions
+from empd.connectors import base
 from empd.connectors.context import Context
 from empd.job import JobOptions
 from empd.mapping import Service, WorkerType
@@ -153,7 +154,7 @@ def test_every_name_with_an_underscore_exists(page: str) -> None:
         *SubmitOptions.__annotations__,
         "idempotency_key",
         "idempotency_keys",
-        *(name for kind in (empd.Client, Context, JobHandle, JobSet) for name in dir(kind)),
+        *(name for kind in (empd.Client, Context, JobHandle, JobSet, base.Service) for name in dir(kind)),
     }
     for span in spans(PAGES[page]):
         for name in re.findall(r"^(?:context\.)?([a-z]+(?:_[a-z]+)+)(?:\(\)| = .*|/\w+)?$", span):

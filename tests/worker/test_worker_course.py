@@ -11,7 +11,7 @@ import pytest
 from empd.connectors import registry
 from empd.connectors.base import ConnectorConfig, Result, Service, Site
 from empd.connectors.context import Context, JobDetails, JobView
-from empd.connectors.failures import RateLimited
+from empd.connectors.failures import InvalidInput, RateLimited
 from empd.connectors.logger import ConnectorLogger
 from empd.connectors.protocol.cache import CacheConfig
 from empd.connectors.service.simulation import SimulationConnector
@@ -127,6 +127,32 @@ def test_whatever_the_protocol_a_result_that_is_held_costs_nothing() -> None:
 
     found = asyncio.run(results())
     assert [(each.value["bought"], each.usage) for each in found] == [(0, {"coins": 1}), (0, None), (2, {"coins": 1})]
+
+
+class Choosy(Buys):
+    """Takes even numbers; says what is wrong with what is none."""
+
+    async def can_process_job(self, job: JobView, context: Context) -> bool:
+        if not isinstance(context.payload["p"], int):
+            raise InvalidInput("p must be a number")
+        return context.payload["p"] % 2 == 0
+
+
+def test_a_job_that_a_connector_cannot_process_is_refused_before_anything_is_done_for_it() -> None:
+    service = hosted("Choosy", f"{__name__}:Choosy", api_config={"cache": {"ttl_s": 600, "key": ["/p"]}})
+    service.build()
+
+    def of(number: int, payload: Any) -> Any:
+        view = JobView(number, 1, 1, JobDetails(service="s"), msgspec.msgpack.encode(payload))
+        return asyncio.run(service.process(view, Context(Deaf(), view, 0)))  # type: ignore[arg-type]
+
+    assert of(1, {"p": 2}).value == {"bought": 1}
+    with pytest.raises(InvalidInput, match="s does not take this job") as refusal:
+        of(2, {"p": 3})
+    assert not refusal.value.retry
+    with pytest.raises(InvalidInput, match="p must be a number"):
+        of(3, {"p": "four"})
+    assert of(4, {"p": 2}).usage is None, "held"
 
 
 def test_a_key_of_a_cache_that_is_no_pointer_is_said() -> None:
