@@ -93,7 +93,10 @@ def _services(queue: Queue, now: Instant) -> dict[str, dict[str, Any]]:
             if worker.connected and service in worker.offers
         ]
         reasons = {offer.reason or worker.reason for worker, offer in offers} - {""}
-        reasons.update(nobody_takes(queue.state, service))
+        if service in queue.policy.services:
+            reasons.update(nobody_takes(queue.state, service))
+        else:
+            reasons.add("no worker is configured for it any more")
         if waiting and not reasons and all(free_slots(queue.state, worker) <= 0 for worker, _ in offers):
             reasons.add("every worker that offers it is busy")
         found[service] = {

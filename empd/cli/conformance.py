@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from empd import settings
 from empd.cli import options, output
 from empd.cli.codes import ExitCode
 from empd.errors import ConfigError
@@ -82,7 +83,8 @@ def _case(name: str, given: dict[str, Any]) -> Case:
     from empd.connectors.conformance import NOTHING, Case, case_of
     from empd.connectors.registry import ConnectorUnavailable
 
-    sys.path[:0] = [] if sys.path[0] in ("", str(Path.cwd())) else [str(Path.cwd())]
+    places = ["" if sys.path[0] == "" else str(Path.cwd()), *map(str, settings.load_places().settings.python_path)]
+    sys.path[:0] = [place for place in places if place not in sys.path]
     own = not (given["mapping"] or given["url"] or given["config"])
     if own:
         found = case_of(name) or (_attribute(name) if ":" in name else None)
@@ -175,3 +177,5 @@ def new(name: str, protocol: str, directory: Path) -> None:
     for path, content in files.items():
         (directory / path).write_bytes(content)
         print(directory / path)
+    [mapping] = (directory / path for path in files if path.endswith(".json"))
+    print(f"to try it: empd run --mapping {mapping} --python-path {directory}; to prove it: pytest {directory}")

@@ -234,6 +234,7 @@ class RawBroker:
         self.living: dict[int, int] = {}
         self.deaths: list[tuple[str, int, int]] = []
         """How the next lives end, each as `mortal` takes it; a life that finds none goes on."""
+        self.worker_types = list(MAPPING["workers"])
         self._peers: list[Peer] = []
 
     def start(self, *, settle: bool = True) -> None:
@@ -246,6 +247,7 @@ class RawBroker:
                 "control": theirs.fileno(),
                 "board": self.board.fd,
                 "generation": next(self.generations),
+                "worker_types": self.worker_types,
                 "dies": self.deaths.pop(0) if self.deaths else None,
                 **self.settings,
             }
@@ -402,11 +404,13 @@ def serve(said: dict[str, Any]) -> int:
     control = socket.socket(fileno=said.pop("control"))
     control.setblocking(False)
     board_fd, generation = said.pop("board"), said.pop("generation")
+    worker_types = said.pop("worker_types")
     if dies := said.pop("dies"):
         mortal(*dies)
     paths = {name: Path(said.pop(name)) for name in ("state_dir", "runtime_dir")}
     settings = Settings(**paths, **said)
-    mapping = Mapping.from_dict(MAPPING, {})
+    workers = {name: MAPPING["workers"][name] for name in worker_types}
+    mapping = Mapping.from_dict({**MAPPING, "workers": workers}, {})
     return main(Child(ChildKind.BROKER, "broker", 0, generation, control, board_fd, 2, settings, mapping))
 
 

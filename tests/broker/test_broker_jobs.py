@@ -524,3 +524,12 @@ def test_status_says_why_no_worker_takes_a_services_jobs(broker: RawBroker) -> N
     assert client.ask(frames.Ask, [second], answer=frames.States).jobs[0].reason == drained
     client.ask(frames.Operate, "drain")
     assert reasons() == ["claims are drained; `empd resume` opens them"]
+
+
+def test_status_says_that_nobody_is_configured_any_more_for_what_waits(broker: RawBroker) -> None:
+    client: RawClient = broker.client()
+    client.accepted(group(b"\xc0", service="narrow", requirements={"cards": 1}))
+    broker.worker_types = ["w"]
+    broker.restart()
+    narrow = broker.client().ask(frames.Status)["services"]["narrow"]
+    assert (narrow["waiting"], narrow["reasons"]) == (1, ["no worker is configured for it any more"])

@@ -74,6 +74,22 @@ def test_a_service_of_a_mapping_is_asked_only_live_and_gets_no_job(
     assert "there are: ask" in capsys.readouterr().err
 
 
+def test_modules_are_found_where_the_daemon_finds_them(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "modules").mkdir()
+    (here / "modules/apart.py").write_text(
+        "from empd.connectors.base import Service\n\n\nclass Apart(Service):\n    connector_id = 'apart'\n\n"
+        "    async def process(self, job, context):\n        return 1\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run(["connectors", "check", "apart:Apart"]) == 2
+    assert "No module named 'apart'" in capsys.readouterr().err
+    monkeypatch.setenv("EMPD_PYTHON_PATH", str(here / "modules"))
+    code, outcomes = checked(capsys, "apart:Apart")
+    assert (code, outcomes["unknown_key"]) == (0, "passed")
+
+
 def test_what_cannot_be_checked_is_a_usage_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["Nobody"], "there is no connector 'Nobody'"),
@@ -97,6 +113,7 @@ def test_names_are_spelled_and_nothing_is_overwritten(here: Path, capsys: pytest
         "my_painter.py",
         "test_my_painter.py",
     ]
+    assert "to try it: empd run --mapping made/my_painter.json --python-path made;" in capsys.readouterr().out
     assert "class MyPainterConnector(HTTPConnector)" in (here / "made/my_painter.py").read_text()
     mapping = json.loads((here / "made/my_painter.json").read_text())
     assert mapping["connectors"] == {"MyPainterConnector": {"path": "my_painter:MyPainterConnector"}}
