@@ -35,12 +35,6 @@ class Mark(NamedTuple):
     turn: int = 0
 
 
-def pack(mark: Mark) -> bytes:
-    """The record's bytes."""
-    body = _BODY.pack(mark.last_seq, mark.instance32, mark.boot32, mark.turn & _TURN_MASK, mark.durability, _VERSION)
-    return body + _CRC.pack(zlib.crc32(body))
-
-
 def unpack(data: bytes) -> Mark | None:
     """The record, or None when these bytes are not a whole one."""
     if len(data) != RECORD_BYTES:
@@ -60,12 +54,16 @@ class MarkFile:
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.newest = _newest(os.pread(self._descriptor, 2 * RECORD_BYTES, 0))
-        self._turn = self.newest.turn + 1 if self.newest else 0
+        self._turn = (self.newest.turn + 1) & _TURN_MASK if self.newest else 0
 
-    def write(self, mark: Mark) -> None:
-        """Records a new mark over the older of the two records. Raises OSError."""
+    def write(self, last_seq: int, mark: Mark) -> None:
+        """Records `last_seq`, and what else `mark` says, over the older of the two records. Raises OSError.
+
+        Every commit waits for this, so nothing is made that is thrown away at once."""
+        _, instance32, boot32, durability, _ = mark
         turn = self._turn
-        os.pwrite(self._descriptor, pack(mark._replace(turn=turn)), (turn & 1) * RECORD_BYTES)
+        body = _BODY.pack(last_seq, instance32, boot32, turn, durability, _VERSION)
+        os.pwrite(self._descriptor, body + _CRC.pack(zlib.crc32(body)), (turn & 1) * RECORD_BYTES)
         self._turn = (turn + 1) & _TURN_MASK
 
     def close(self) -> None:

@@ -277,7 +277,7 @@ def test_a_reboot_may_take_what_was_not_synced(path: Path, open_journal: Opener)
     known = mark.read(path.with_suffix(".mark"))
     assert known == known._replace(last_seq=3, durability=1) if known else False
     written = mark.MarkFile(path.with_suffix(".mark"))
-    written.write(known._replace(last_seq=9, boot32=known.boot32 ^ 1))
+    written.write(9, known._replace(boot32=known.boot32 ^ 1))
     written.close()
     reopened = open_journal()
     assert reopened.last_seq == 3
@@ -285,7 +285,7 @@ def test_a_reboot_may_take_what_was_not_synced(path: Path, open_journal: Opener)
     reopened.close()
     written = mark.MarkFile(path.with_suffix(".mark"))
     assert written.newest
-    written.write(written.newest._replace(last_seq=9))
+    written.write(9, written.newest)
     written.close()
     with pytest.raises(JournalDamaged, match="rows 4 to 9"):  # without a reboot nothing may be gone
         open_journal()
@@ -295,9 +295,8 @@ def test_a_torn_mark_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "journal.mark"
     file = mark.MarkFile(path)
     assert file.newest is None
-    marks = [mark.Mark(seq, 7, 8, 0) for seq in range(1, 70_000)]  # past the wrap of its counter
-    for each in marks:
-        file.write(each)
+    for seq in range(1, 70_000):  # past the wrap of its counter
+        file.write(seq, mark.Mark(0, 7, 8, 0))
     file.close()
     newest = mark.read(path)
     assert newest
