@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from pathlib import Path
 
@@ -69,8 +68,8 @@ class Router:
 
     After a refusal `gone` says which of the two it was.
 
-    A tcp endpoint is a CURVE server with the keys in `curve_dir`. `sockets` are to be polled: when one of them is
-    readable, `receive`. Raises ConfigError when the keys cannot be used, or the address not bound.
+    A tcp endpoint is a CURVE server with the keys in `curve_dir`. `descriptors` are to be polled unless `ready`; when
+    one of them is readable, `receive`. Raises ConfigError when the keys cannot be used, or the address not bound.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, curve_dir: Path | None = None) -> None:
@@ -94,7 +93,9 @@ class Router:
         self.socket = socket
         self.gone = False
         self._backlogs: dict[bytes, Backlog] = {}
-        self.sockets = (socket,) if self._door is None else (socket, self._door.socket)
+        sockets = (socket,) if self._door is None else (socket, self._door.socket)
+        self.descriptors = tuple(int(each.getsockopt(zmq.FD)) for each in sockets)
+        self._found_empty = False
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def receive(self) -> list[tuple[bytes, bytes]]:
@@ -103,14 +104,28 @@ class Router:
         if self._door is not None:
             self._door.answer()
         found: list[tuple[bytes, bytes]] = []
-        socket = self.socket
-        with contextlib.suppress(zmq.Again):
-            while len(found) < _RECEIVE_MAX:
-                parts = socket.recv_multipart(NOBLOCK)
-                found.append((parts[0], parts[1] if len(parts) == 2 else b""))
-                if not readable(socket):  # cheaper than being told by an exception, which is for a call in vain
-                    break
+        socket, receive = self.socket, self.socket.recv
+        self._found_empty = False
+        try:
+            while not self._found_empty and len(found) < _RECEIVE_MAX:
+                # A frame knows whether it is the last of its message, which a socket has to be asked.
+                identity, frame = receive(NOBLOCK), receive(NOBLOCK, copy=False)
+                found.append((identity, b"" if frame.more else frame.bytes))
+                while frame.more:
+                    frame = receive(NOBLOCK, copy=False)
+                self._found_empty = not readable(socket)  # cheaper than an exception
+        except zmq.Again:
+            self._found_empty = True
         return found
+
+    def ready(self) -> bool:
+        """Whether something is there. If not, `descriptors` tell of what comes next.
+
+        A socket that was found empty is not asked again until it is used: sending, too, may take in what has come.
+        """
+        if not self._found_empty:
+            self._found_empty = not readable(self.socket)
+        return not self._found_empty or (self._door is not None and readable(self._door.socket))
 
     def send(self, identity: bytes, frame: bytes) -> bool:
         """Sends without waiting; False when the peer is gone or does not read."""
@@ -120,6 +135,7 @@ class Router:
         if to_mark and backlog.settle() >= BACKLOG_BYTES_MAX:
             self.gone = False
             return False
+        self._found_empty = False
         try:
             socket.send(identity, MORE_NOBLOCK)
             if to_mark:

@@ -40,7 +40,6 @@ from empd.queue.machine import NOTHING_LOST, Lost, Queue
 from empd.queue.rows import Kind
 from empd.queue.state import take_released
 from empd.store.journal import Row, SqliteJournal
-from empd.wire.sockets import readable
 
 RESERVE_BYTES = 16 << 20
 EXIT_JOURNAL = 74
@@ -49,6 +48,7 @@ _LOST_SESSIONS = 1 << 22  # of the 2^32 that a job id has room for
 _FORGET_EVERY_NS = 10 * NS_PER_S
 _CURSOR_EVERY_NS = NS_PER_S
 _TRIM_EVERY_PASSES = 16
+_TICK_NS = 20 * NS_PER_MS
 _SPIN_NS = 100_000 if (os.cpu_count() or 1) > 2 else 0
 _log = logging.getLogger("empd.broker")
 
@@ -64,6 +64,7 @@ class Broker:
         self._stream_ns: int | None = None
         self._answer_ns: int | None = None
         self._spin_ns = 0
+        self._tick_ns = 0
         self._heartbeat_ns = 0
         self._forget_ns = 0
         self._cursor_ns = 0
@@ -117,8 +118,9 @@ class Broker:
         self.clients.operate = self._operate
         self.workers = WorkerDesk(self.queue, self._worker_box, self._receipt_box, self.ledger.journal.instance)
         self.neighbours = Neighbours(self._child, self.queue, self.workers, self._board)
-        self._sockets = (*self._workers.sockets, *self._clients.sockets)
-        self._by_descriptor: dict[int, Any] = {int(socket.getsockopt(zmq.FD)): socket for socket in self._sockets}
+        self._by_descriptor: dict[int, Router] = {}
+        for router in (self._workers, self._clients):
+            self._by_descriptor.update(dict.fromkeys(router.descriptors, router))
         self._poll = select.poll()
         for descriptor in (*self._by_descriptor, self._child.control.fileno()):
             self._poll.register(descriptor, select.POLLIN)
@@ -138,19 +140,15 @@ class Broker:
             wait_ms = max(0, min(deadline_ns - now_ns + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
             deadline_ns = self.one_pass(self._wait(wait_ms))
 
-    def _wait(self, wait_ms: int) -> set[Any]:
-        """What is ready within that time; seldom nothing before it is over.
+    def _wait(self, wait_ms: int) -> set[Router | int]:
+        """What is ready within that time, routers and other descriptors; seldom nothing before it is over.
 
         A ZeroMQ descriptor tells only of what came since its socket was looked at last, so that is done first.
         zmq.Poller does the same in twice as many system calls.
         """
-        ready: set[Any] = {socket for socket in self._sockets if readable(socket)}
+        ready: set[Router | int] = {router for router in (self._workers, self._clients) if router.ready()}
         for descriptor in self._told(0 if ready else wait_ms):
-            socket = self._by_descriptor.get(descriptor)
-            if socket is None:
-                ready.add(descriptor)
-            elif readable(socket):
-                ready.add(socket)
+            ready.add(self._by_descriptor.get(descriptor, descriptor))
         self._spin_ns = _SPIN_NS if ready else 0
         return ready
 
@@ -164,25 +162,27 @@ class Broker:
                 told = self._poll.poll(0)
         return [descriptor for descriptor, _ in told or self._poll.poll(wait_ms)]
 
-    def one_pass(self, ready: set[Any]) -> int:
+    def one_pass(self, ready: set[Router | int]) -> int:
         """Drain what is ready, decide, commit, send. Returns the steady time of the next deadline."""
         now = clock.now()
         self.queue.tie_clock(now)  # before anything is measured by a wall clock that was set
         self._passes += 1
-        if self._workers.socket in ready:
+        if self._workers in ready:
             for identity, data in self._workers.receive():
                 self._handle(self.workers, identity, data, now)
-        if not ready.isdisjoint(self._clients.sockets):
+        if self._clients in ready:
             for identity, data in self._clients.receive():
                 self._handle(self.clients, identity, data, now)
         if self._child.control.fileno() in ready and not self.neighbours.read(now):
             self._stopping = True
         self._stopping = self._stopping or self.neighbours.told_to_stop
-        self.on_tick(now)
+        if now.mono_ns >= self._tick_ns:
+            self.on_tick(now)
         if self.neighbours.settled:
             self.workers.claims(now)
         self._send(self._react(), now)
         deadline_ns = self.queue.next_deadline_ns(now)
+        self._tick_ns = min(self._tick_ns, deadline_ns)
         for due_ns in (self._stream_ns, self._answer_ns):
             if due_ns is not None:
                 deadline_ns = min(deadline_ns, due_ns)
@@ -201,7 +201,8 @@ class Broker:
             desk.failed(identity, f"{type(error).__name__}: {error}")
 
     def on_tick(self, now: Instant) -> None:
-        """What is due."""
+        """What is due. Its own duties have time for `_TICK_NS`."""
+        self._tick_ns = now.mono_ns + _TICK_NS
         for worker, job in self.queue.tick(now):
             self.neighbours.kill(worker, job, now)
         self.ledger.check_disk(now)

@@ -19,6 +19,8 @@ _GATHER_ROWS = 64
 _REFUSED_NS = 100 * NS_PER_MS
 """A consumer that did not read what it is owed is tried again after this."""
 _FRAME_BODY_BYTES = FRAME_BYTES_MAX // 2
+_RECENT_ROWS = 2 * _GATHER_ROWS
+_RECENT_BYTES = 4 << 20
 WINDOW_MAX = 256
 WINDOW_BYTES_MAX = 4 << 20
 
@@ -66,6 +68,8 @@ class Stream:
         self._router = router
         self._journal = journal
         self._subscribers: dict[tuple[bytes, str], Subscriber] = {}
+        self._recent: list[Row] = []
+        self._recent_bytes = 0
 
     def subscribe(self, identity: bytes, frame: frames.Subscribe) -> None:
         """Begins, or begins anew, a consumer's subscription."""
@@ -96,14 +100,18 @@ class Stream:
         """Sends what subscribers have room for; `committed` are the rows of this pass. Returns the steady time at
         which there is more to send; None when all have everything, or no room."""
         wanted_ns: int | None = None
+        if committed:
+            self._keep(committed)
+        behind = False
         for key, subscriber in list(self._subscribers.items()):
             waiting = self._journal.last_seq + 1 - subscriber.next_seq
+            behind |= waiting > 0
             if not waiting or not subscriber.has_room:
                 continue
             due_ns = max(subscriber.fed_ns + _GATHER_NS, subscriber.refused_ns + _REFUSED_NS)
             if due_ns <= mono_ns or (waiting >= _GATHER_ROWS and not subscriber.refused_ns):
                 due_ns = mono_ns
-                if self._feed_one(subscriber, committed):
+                if self._feed_one(subscriber):
                     subscriber.refused_ns = 0
                     if subscriber.ahead:
                         subscriber.fed_ns = mono_ns
@@ -116,13 +124,32 @@ class Stream:
                     due_ns = mono_ns + _REFUSED_NS
             if subscriber.next_seq <= self._journal.last_seq and subscriber.has_room:
                 wanted_ns = due_ns if wanted_ns is None else min(wanted_ns, due_ns)
+        if not behind:
+            self._recent, self._recent_bytes = [], 0
         return wanted_ns
 
-    def _feed_one(self, subscriber: Subscriber, committed: list[Row]) -> bool:
+    def _keep(self, committed: list[Row]) -> None:
+        """Rows are fed some passes after they were committed. Until then they are kept, within bounds and without
+        gaps: to read them back from the journal would cost as much as all the rest of it."""
+        size = sum([len(row.body) for row in committed])
+        recent = self._recent
+        if (
+            recent
+            and recent[-1].seq + 1 == committed[0].seq  # else a trim has written in between
+            and len(recent) + len(committed) <= _RECENT_ROWS
+            and self._recent_bytes + size <= _RECENT_BYTES
+        ):
+            recent += committed
+            self._recent_bytes += size
+        else:
+            self._recent, self._recent_bytes = list(committed), size
+
+    def _feed_one(self, subscriber: Subscriber) -> bool:
         if not self._reset(subscriber):
             return False
-        if committed and committed[0].seq <= subscriber.next_seq <= committed[-1].seq:
-            rows = committed[subscriber.next_seq - committed[0].seq :]
+        recent = self._recent
+        if recent and recent[0].seq <= subscriber.next_seq <= recent[-1].seq:
+            rows = recent[subscriber.next_seq - recent[0].seq :]
         else:
             rows = self._journal.read_from(subscriber.next_seq, _READ_ROWS)
         batch: list[Row] = []

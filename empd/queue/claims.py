@@ -69,7 +69,7 @@ def claim(evolver: Evolver, worker: Worker, at_ns: int) -> Claim | None:
 
 def _service_limits(worker: Worker) -> dict[str, int]:
     """Free slots by service; empty when no service has fewer slots than the worker."""
-    if all(offer.slots >= worker.slots for offer in worker.offers.values() if offer.slots):
+    if not worker.limited:
         return {}
     limits = {service: offer.slots for service, offer in worker.offers.items()}
     for job in worker.held.values():

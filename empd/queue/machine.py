@@ -164,6 +164,7 @@ class Queue:
         worker.slots = slots
         worker.reason = reason
         worker.offers = offers
+        worker.limited = any(0 < offer.slots < slots for offer in offers.values())
         worker.queues = [
             (service, self.room.queue(service, worker.capabilities)) for service, offer in offers.items() if offer.slots
         ]

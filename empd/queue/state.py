@@ -79,8 +79,8 @@ class Worker:
     """One worker incarnation. `held` is a fact; the rest is what it said of itself since it connected."""
 
     __slots__ = (
-        "abandoning", "capabilities", "connected", "device", "generation", "held", "limit_ns", "name", "offers",
-        "pid", "queues", "reason", "slots", "worker_type",
+        "abandoning", "capabilities", "connected", "device", "generation", "held", "limit_ns", "limited", "name",
+        "offers", "pid", "queues", "reason", "slots", "worker_type",
     )  # fmt: skip
 
     def __init__(self, name: str, generation: int) -> None:
@@ -94,6 +94,7 @@ class Worker:
         self.slots = 0
         self.reason = ""
         self.offers: dict[str, Offer] = {}
+        self.limited = False  # a service has fewer slots than the worker
         self.queues: list[tuple[str, Any]] = []  # (service, room.AskQueue) of what it takes now
         self.capabilities: dict[str, Any] = {}
         self.device: dict[str, Any] | None = None
