@@ -12,7 +12,7 @@ from empd.wire import frames
 from empd.wire.codec import encode
 
 _READ_ROWS = 128
-_GATHER_NS = 10 * NS_PER_MS
+_GATHER_NS = 25 * NS_PER_MS
 """A consumer is fed at most so often, unless there is much for it: what one job causes would cost it a frame, a
 transaction and an acknowledgement of its own."""
 _GATHER_ROWS = 64
