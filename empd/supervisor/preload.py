@@ -1,4 +1,4 @@
-"""Modules that every child needs are loaded once, before the first fork, by name.
+"""Modules that children need are loaded once, before the first child that needs them is forked, by name.
 
 Never an operator's module, torch, numpy or grpc: they start threads, open devices or keep locks, and a fork
 would copy those half-alive.
@@ -16,7 +16,8 @@ def preload(modules: Iterable[str]) -> list[str]:
     """Imports `modules`; returns those that could not be imported, or that started a thread, with the reason.
 
     A child that needs a missing one says so itself when it is entered. Afterwards the garbage collector leaves all
-    that is loaded alone, so that the pages stay shared.
+    that is loaded alone, so that the pages stay shared. It has not looked for the little garbage of the imports: that
+    takes longer than a fork.
     """
     wrong = []
     threads = _threads()
@@ -29,7 +30,6 @@ def preload(modules: Iterable[str]) -> list[str]:
             # A fork would leave what that thread holds locked for ever.
             wrong.append(f"{name}: starts a thread when it is imported; take it out of `preload`")
             threads = now
-    gc.collect()
     gc.freeze()
     return wrong
 

@@ -7,13 +7,14 @@ One thread, no event loop, no network socket, no database: it can fork at any mo
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -88,10 +89,18 @@ class Supervisor:
         return self._exit_status
 
     def startup(self) -> None:
-        """Every child of the plan is forked, the broker first."""
+        """Every child of the plan is forked, the broker first: it begins while what the others need is loaded."""
         warden = self.warden
-        for spec in warden.plan.specs:
-            warden.want(warden.children.add(spec), Goal.UP, Event.START)
+        modules = list(warden.plan.settings.preload)
+        for kind, specs in itertools.groupby(warden.plan.specs, lambda spec: spec.kind):
+            entry = warden.kinds[kind].entry.partition(":")[0]
+            if kind is ChildKind.BROKER:
+                _preload((entry,))
+            else:
+                _preload((*modules, entry))
+                modules.clear()
+            for spec in specs:
+                warden.want(warden.children.add(spec), Goal.UP, Event.START)
 
     def main_loop(self) -> None:
         """Until a stop is complete."""
@@ -347,6 +356,11 @@ def _next_start_unix_s(member: Member) -> float | None:
     return round(time.time() + (member.life.until_ns - time.monotonic_ns()) / NS_PER_S, 3)
 
 
+def _preload(modules: Iterable[str]) -> None:
+    for line in preload(modules):
+        _log.warning("not preloaded: %s", line)
+
+
 def for_later(plan: Plan) -> Plan:
     """The plan for all starts but the first: a loss that was accepted was accepted once."""
     return plan._replace(settings=msgspec.structs.replace(plan.settings, accept_loss=False))
@@ -378,9 +392,6 @@ def _run(settings: Settings, mapping: Mapping, outside: Outside) -> int:
         evidence.sweep(settings.runtime_dir)
         prctl.adopt_orphans()
         prctl.set_name("empd")
-        entries = [row.entry.partition(":")[0] for row in outside.table(settings).values()]
-        for line in preload((*settings.preload, *entries)):
-            _log.warning("not preloaded: %s", line)
         found = outside.find_devices(settings.gpus)
         if found.reason:
             _log.info("GPUs: %s", found.reason)
