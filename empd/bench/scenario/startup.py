@@ -10,7 +10,7 @@ from statistics import median
 
 import msgspec
 
-from empd.bench.daemon import Daemon, Where, noop_mapping
+from empd.bench.daemon import Daemon, Where, as_installed, noop_mapping
 from empd.bench.figures import Figure, Target, median_of
 
 HELP_TARGET, READY_TARGET = Target(150.0, cores=4), Target(500.0, cores=4)
@@ -45,5 +45,5 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
 
 def _run_ms(*arguments: str) -> float:
     begun_s = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=as_installed())
     return (time.perf_counter() - begun_s) * 1e3
