@@ -145,9 +145,13 @@ class Board:
             self._value(layout.IDENTITY, slot), self._value(layout.ACTIVITY, slot), self._value(layout.GAUGES, slot)
         )
 
-    def read_all(self) -> list[SlotView]:
-        """Every slot in order."""
-        return [self.read(slot) for slot in range(self.slots)]
+    def read_taken(self) -> list[SlotView]:
+        """The slots that somebody sits in, in order; a board is mostly empty."""
+        return [
+            SlotView(identity, self._value(layout.ACTIVITY, slot), self._value(layout.GAUGES, slot))
+            for slot in range(self.slots)
+            if (identity := self._value(layout.IDENTITY, slot)) is not None and identity.state is not SlotState.EMPTY
+        ]
 
     def close(self) -> None:
         """Unmaps the board, and closes the descriptor if this object made it. Closing twice is fine."""
@@ -168,12 +172,14 @@ class Board:
 def _newest(memory: mmap.mmap, group: layout.Group[G], slot: int) -> tuple[int, G] | None:
     """The newest whole copy. None: never written, or (after 100 looks) written faster than it can be read."""
     at = group.pair_at(slot)
-    before = b""
+    before = group.never_written
     for _ in range(_READ_TRIES_MAX):
         pair = memory[at : at + group.pair_bytes]
-        found = group.newest(pair)
         # Bytes that stay the same between two looks are nobody's write in progress: looking again changes nothing.
-        if found or pair == before:
+        if pair == before:
+            return None
+        found = group.newest(pair)
+        if found:
             return found
         before = pair
     return None

@@ -145,6 +145,7 @@ class Group(Generic[G]):
         self.crc_at = _SEQUENCE.size + self.body.size
         self.copy_bytes = self.crc_at + _CRC.size
         self.pair_bytes = copy_spacing + self.copy_bytes
+        self.never_written = bytes(self.pair_bytes)
         if self.copy_bytes > copy_spacing:
             raise ValueError(f"a copy of {self.copy_bytes} bytes does not fit in {copy_spacing}")
 

@@ -209,7 +209,7 @@ class Keeper:
         return identity is not None and identity.state in _UP
 
     def _is_leased(self) -> bool:
-        for view in self._board.read_all():
+        for view in self._board.read_taken():
             identity, activity = view.identity, view.own_activity
             if identity is None or activity is None or identity.kind is not ChildKind.WORKER:
                 continue

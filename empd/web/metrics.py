@@ -89,7 +89,7 @@ class Metrics:
 
     def sweep(self) -> None:
         """Drops the series of children that are gone."""
-        living = [view.identity.name for view in self._board.read_all() if _lives(view) and view.identity]
+        living = [view.identity.name for view in self._board.read_taken() if _lives(view) and view.identity]
         now_ns = clock.now().mono_ns
         self.snapshots.drop_gone(living, now_ns - clock.seconds_to_ns(STALE_S))
 
@@ -100,7 +100,7 @@ class Metrics:
         yield from self.jobs.values()
         yield from list(self.gauges.items())
         now_ns = clock.now().mono_ns
-        for view in self._board.read_all():
+        for view in self._board.read_taken():
             yield from board_values(view, now_ns)
         yield Key("counter", "empd_metrics_rejected_total", ()), Value(self.snapshots.rejected)
 

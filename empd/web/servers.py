@@ -25,13 +25,13 @@ LINES_MAX = 10_000
 _TAIL_BYTES_MAX = 1 << 20
 
 
-def instances_of(ctx: context.Context, service: str) -> list[dict[str, Any]]:
+def instances_of(ctx: context.Context, views: list[SlotView], service: str) -> list[dict[str, Any]]:
     """The instances of a service's server, in the order of their ports; none for an external service."""
     entry = ctx.mapping.services.get(service)
     if entry is None or entry.server is None:
         return []
     found = []
-    for view in ctx.board.read_all():
+    for view in views:
         identity = view.identity
         if identity is None or identity.kind is not ChildKind.SERVER or identity.name.partition("@")[0] != service:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from typing import Any
@@ -12,7 +13,7 @@ from empd import clock
 from empd.errors import NotRunning
 from empd.job import format_id
 from empd.lifecycle import ChildKind
-from empd.memory.board import UNKNOWN, SlotState, SlotView
+from empd.memory.board import UNKNOWN, SlotView
 from empd.web import context, render, servers
 from empd.web.jobs import reply
 from empd.web.release import version
@@ -64,7 +65,7 @@ async def status(request: web.Request) -> web.Response:
     """GET /v1/status: everything at a glance."""
     ctx = context.of(request)
     broker, error = await ask_broker(ctx)
-    children = [child(view) for view in ctx.board.read_all() if is_taken(view)]
+    views = ctx.board.read_taken()
     body = {
         "version": version(),
         "at": render.time_of(clock.now().wall_ns),
@@ -72,10 +73,10 @@ async def status(request: web.Request) -> web.Response:
         "reasons": reasons,
         "broker": render.jsonable(broker) if broker is not None else None,
         "broker_error": error,
-        "children": children,
-        "workers": _workers(ctx, broker),
-        "services": _services(ctx, broker),
-        "gpus": gpus_of(ctx),
+        "children": [child(view) for view in views],
+        "workers": _workers(views, broker),
+        "services": _services(ctx, views, broker),
+        "gpus": gpus_of(views),
         "supervisor": _supervisor(),
         "history": {"through_seq": ctx.archive.through_seq},
         "mapping": ctx.mapping.source,
@@ -97,7 +98,9 @@ def _supervisor() -> dict[str, Any]:
     return {"pid": os.getppid(), "containment": "cgroup" if _own_cgroup() else "process group"}
 
 
+@functools.cache
 def _own_cgroup() -> bool:
+    """Whether this process was put where the supervisor is not; nobody moves it later."""
     try:
         with open("/proc/self/cgroup", encoding="ascii", errors="replace") as lines:
             mine = lines.read()
@@ -105,11 +108,6 @@ def _own_cgroup() -> bool:
             return lines.read() != mine
     except OSError:
         return False
-
-
-def is_taken(view: SlotView) -> bool:
-    """Whether somebody sits in the slot."""
-    return view.identity is not None and view.identity.state is not SlotState.EMPTY
 
 
 def child(view: SlotView) -> dict[str, Any]:
@@ -154,16 +152,16 @@ async def workers(request: web.Request) -> web.Response:
     """GET /v1/workers."""
     ctx = context.of(request)
     broker, _ = await ask_broker(ctx)
-    return reply({"workers": _workers(ctx, broker)})
+    return reply({"workers": _workers(ctx.board.read_taken(), broker)})
 
 
-def _workers(ctx: context.Context, broker: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _workers(views: list[SlotView], broker: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Workers on the board, with what the broker says of each."""
     said = {each.get("name"): each for each in _list((broker or {}).get("workers")) if isinstance(each, dict)}
     bodies = [
         {**child(view), "broker": _said(said.pop(view.identity.name, None))}
-        for view in ctx.board.read_all()
-        if is_taken(view) and view.identity is not None and view.identity.kind is ChildKind.WORKER
+        for view in views
+        if view.identity is not None and view.identity.kind is ChildKind.WORKER
     ]
     bodies += [{"name": name, "state": "unseen", "broker": _said(each)} for name, each in said.items()]
     return bodies
@@ -181,10 +179,10 @@ async def services(request: web.Request) -> web.Response:
     """GET /v1/services: job types, who runs them, how many wait, and why none runs where none does."""
     ctx = context.of(request)
     broker, _ = await ask_broker(ctx)
-    return reply({"services": _services(ctx, broker)})
+    return reply({"services": _services(ctx, ctx.board.read_taken(), broker)})
 
 
-def _services(ctx: context.Context, broker: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _services(ctx: context.Context, views: list[SlotView], broker: dict[str, Any] | None) -> list[dict[str, Any]]:
     said = (broker or {}).get("services")
     said = said if isinstance(said, dict) else {}
     bodies: dict[str, dict[str, Any]] = {}
@@ -193,12 +191,13 @@ def _services(ctx: context.Context, broker: dict[str, Any] | None) -> list[dict[
             service = ctx.mapping.services.get(service_name)
             body = bodies.setdefault(job_type, {"name": job_type, "worker_types": [], "connectors": [], "servers": []})
             body["worker_types"].append(worker_name)
-            body["servers"] += [each for each in servers.instances_of(ctx, service_name) if each not in body["servers"]]
+            found = servers.instances_of(ctx, views, service_name)
+            body["servers"] += [each for each in found if each not in body["servers"]]
             if service is not None and service.connector not in body["connectors"]:
                 body["connectors"].append(service.connector)
     for name in said:
         bodies.setdefault(str(name), {"name": str(name), "worker_types": [], "connectors": [], "servers": []})
-    facts = facts_of(ctx)
+    facts = facts_of(ctx, views)
     for name, body in bodies.items():
         known = said.get(name)
         body["broker"] = render.jsonable(known) if isinstance(known, dict) else None
@@ -206,9 +205,9 @@ def _services(ctx: context.Context, broker: dict[str, Any] | None) -> list[dict[
     return [bodies[name] for name in sorted(bodies)]
 
 
-def facts_of(ctx: context.Context) -> list[dict[str, Any]]:
+def facts_of(ctx: context.Context, views: list[SlotView]) -> list[dict[str, Any]]:
     """What living workers say of their services."""
-    living = [view.identity.name for view in ctx.board.read_all() if is_taken(view) and view.identity is not None]
+    living = [view.identity.name for view in views if view.identity is not None]
     return [render.jsonable(each) for each in ctx.facts.of(living)]
 
 
@@ -222,15 +221,15 @@ def _job_types(ctx: context.Context, facts: dict[str, Any]) -> list[str]:
 
 async def gpus(request: web.Request) -> web.Response:
     """GET /v1/gpus: the devices that workers are pinned to; virtual ones say so."""
-    return reply({"gpus": gpus_of(context.of(request))})
+    return reply({"gpus": gpus_of(context.of(request).board.read_taken())})
 
 
-def gpus_of(ctx: context.Context) -> list[dict[str, Any]]:
+def gpus_of(views: list[SlotView]) -> list[dict[str, Any]]:
     """Devices in the order of their workers."""
     found: dict[str, dict[str, Any]] = {}
-    for view in ctx.board.read_all():
+    for view in views:
         identity = view.identity
-        if identity is None or not identity.device_uuid or not is_taken(view):
+        if identity is None or not identity.device_uuid:
             continue
         body = found.setdefault(
             identity.device_uuid,
@@ -252,7 +251,7 @@ async def connectors(request: web.Request) -> web.Response:
     """GET /v1/connectors: the mapping's connectors, the services that use each, and what every worker's instance says
     of itself: state, configuration without secrets, plugins, what it reports."""
     ctx = context.of(request)
-    mapping, facts = ctx.mapping, facts_of(ctx)
+    mapping, facts = ctx.mapping, facts_of(ctx, ctx.board.read_taken())
     bodies: dict[str, dict[str, Any]] = {
         name: {"name": name, "path": entry.path or None, "description": entry.description, "services": []}
         for name, entry in mapping.connectors.items()

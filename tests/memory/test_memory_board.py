@@ -153,7 +153,18 @@ def test_long_texts_are_cut_between_characters(text):
 
 def test_a_slot_is_empty_until_it_is_written(board):
     assert board.read(0) == (None, None, None)
-    assert board.read_all() == [(None, None, None)] * 4
+    assert board.read_taken() == []
+
+
+def test_taken_slots_are_read_in_order_and_left_ones_are_not(board):
+    written = {slot: Identity(ChildKind.WORKER, f"worker-{slot}", pid=slot) for slot in (3, 0, 2)}
+    for slot, identity in written.items():
+        board.writer(slot, Identity).write(identity)
+    board.writer(1, Activity).write(Activity(jobs_done=9))  # nobody said who sits there
+    board.writer(2, Activity).write(Activity(jobs_done=7))
+    assert board.read_taken() == [board.read(slot) for slot in (0, 2, 3)]
+    board.writer(0, Identity).write(written[0]._replace(state=SlotState.EMPTY))
+    assert board.read_taken() == [(written[2], Activity(jobs_done=7), None), (written[3], None, None)]
 
 
 @settings(max_examples=50)
