@@ -24,6 +24,7 @@ ABSENT_TIMEOUT_S = 1.0
 SUBMIT_TIMEOUT_S = 30.0
 STATUS_TIMEOUT_S = 1.0
 STATUS_FRESH_S = 0.25
+STATUS_RENEWED_S = STATUS_FRESH_S / 2
 JOIN_TIMEOUT_S = 60.0
 REPLAYS_MAX = 16
 BLOBS_A_QUESTION = 10_000
@@ -36,8 +37,10 @@ class Gateway:
         self._endpoint = endpoint
         self._curve_dir = curve_dir if endpoint.startswith("tcp://") else None
         self._line: Line | None = None
-        self._status: tuple[float, dict[str, Any]] | None = None
-        self._asking = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._status: dict[str, Any] = {}
+        self._status_at_s = float("-inf")
+        self._asking: asyncio.Task[dict[str, Any]] | None = None
         self._replays = 0
         self._closed = False
 
@@ -57,16 +60,31 @@ class Gateway:
             self._line.close()
 
     async def status(self) -> dict[str, Any]:
-        """The broker's picture, at most a quarter of a second old: many pages may ask at once."""
-        async with self._asking:
-            now_s = asyncio.get_running_loop().time()
-            if self._status is not None and now_s - self._status[0] < STATUS_FRESH_S:
-                return self._status[1]
-            body = await self._open().request(frames.Status, STATUS_TIMEOUT_S)
-            if not isinstance(body, dict):
-                raise NotRunning("the broker's status is not one")
-            self._status = (asyncio.get_running_loop().time(), body)
-            return body
+        """The broker's picture, at most a quarter of a second old: many pages may ask at once.
+
+        To one who asks again and again it is there at once: it is asked for anew before it is too old. A broker under
+        full load answers after its pass, which takes its time.
+        """
+        age_s = self._loop.time() - self._status_at_s
+        if age_s >= STATUS_FRESH_S:
+            return await asyncio.shield(self._renewal())
+        if age_s >= STATUS_RENEWED_S:
+            self._renewal()
+        return self._status
+
+    def _renewal(self) -> asyncio.Task[dict[str, Any]]:
+        """The question after the picture that is on its way, or a new one."""
+        if self._asking is None or self._asking.done():
+            self._asking = self._loop.create_task(self._ask_status())
+            self._asking.add_done_callback(_noticed)
+        return self._asking
+
+    async def _ask_status(self) -> dict[str, Any]:
+        body = await self._open().request(frames.Status, STATUS_TIMEOUT_S)
+        if not isinstance(body, dict):
+            raise NotRunning("the broker's status is not one")
+        self._status, self._status_at_s = body, self._loop.time()
+        return body
 
     async def blobs_in_use(self, blobs: Iterable[str]) -> tuple[set[str], dict[str, Any]]:
         """Those of the blobs that unfinished jobs refer to, and the picture that holds for the answer."""
@@ -83,8 +101,7 @@ class Gateway:
 
     async def head_seq(self) -> int:
         """The journal's last row."""
-        self._status = None
-        journal = (await self.status()).get("journal")
+        journal = (await self._ask_status()).get("journal")
         seq = journal.get("last_seq") if isinstance(journal, dict) else None
         return seq if isinstance(seq, int) else 0
 
@@ -162,3 +179,9 @@ class Gateway:
                 self._line.close()
             self._line = Line(self._endpoint, "web", self._curve_dir)
         return self._line
+
+
+def _noticed(asking: asyncio.Task[dict[str, Any]]) -> None:
+    """A question may end badly when nobody waits for its answer any more."""
+    if not asking.cancelled():
+        asking.exception()
