@@ -20,7 +20,8 @@ class JobError(Record):
 
 
 class FinishedJob(Record):
-    """One ended job. `result`: msgpack bytes or a blob. Times are Unix nanoseconds; `started_ns` 0: never ran."""
+    """One ended job. `result`: msgpack bytes or a blob. Times are Unix nanoseconds; `started_ns` 0: never ran. `doubt`:
+    what may have been done twice for it."""
 
     id: int
     outcome: int
@@ -30,6 +31,7 @@ class FinishedJob(Record):
     attempts: int
     error: JobError | None = None
     usage: dict[str, float] | None = None
+    doubt: str = ""
 
 
 class FinishedGroup(Record):
@@ -50,7 +52,8 @@ class Results(Record, tag=34):
 
 class JobStatus(Record):
     """What the broker knows of an unfinished job. `state`: name of `State` in lower case, or `unknown`:
-    ask history. Times are Unix nanoseconds, 0: not yet. `reason` says why it waits."""
+    ask history. Times are Unix nanoseconds, 0: not yet. `reason` says why it waits, `doubt` what may have been done
+    twice for it."""
 
     id: int
     state: str
@@ -66,6 +69,7 @@ class JobStatus(Record):
     labels: dict[str, str] | None = None
     reason: str = ""
     error: JobError | None = None
+    doubt: str = ""
 
 
 class DoneJob(Record):

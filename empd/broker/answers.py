@@ -9,7 +9,7 @@ from empd.job import Outcome, State
 from empd.queue import requests
 from empd.queue.machine import Queue
 from empd.queue.rows import decode_body
-from empd.queue.state import Job
+from empd.queue.state import Job, doubt_of
 from empd.result import FinishedGroup, FinishedJob, JobStatus, Results
 
 
@@ -69,5 +69,7 @@ class Answers:
 
 def _dead(job: Job) -> Results:
     error = job.extra.error if job.extra else None
-    finished = FinishedJob(job.id, Outcome.DEAD, None, job.submitted_ns, job.started_ns, job.attempts, error)
+    finished = FinishedJob(
+        job.id, Outcome.DEAD, None, job.submitted_ns, job.started_ns, job.attempts, error, None, doubt_of(job)
+    )
     return Results(job.id >> 32, "", 0, [FinishedGroup(job.options.raw, [finished])])

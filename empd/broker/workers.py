@@ -95,7 +95,7 @@ class WorkerDesk:
 
     def _checkpoint(self, identity: bytes, worker: Worker, frame: frames.Checkpoint, now: Instant) -> None:
         try:
-            self._queue.checkpoint(worker, frame.id, frame.epoch, frame.data, now)
+            self._queue.checkpoint(worker, (frame.id, frame.epoch), frame.data, now, frame.doubt)
         except StaleState as error:
             self._error(identity, frame.request, FailureClass.REFUSED, str(error))
         except ValueError as error:

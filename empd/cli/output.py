@@ -105,6 +105,7 @@ def status_document(status: JobStatus) -> dict[str, Any]:
         "attempts": status.attempts,
         "worker": status.worker or None,
         "reason": status.reason,
+        "doubt": status.doubt,
         "error": None
         if status.error is None
         else {

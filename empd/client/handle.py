@@ -135,6 +135,7 @@ class Handle(msgspec.Struct, eq=False, gc=False):
             workflow_id=options.workflow_id if options else None,
             labels=options.labels if options else None,
             error=finished.error,
+            doubt=finished.doubt,
         )
 
 

@@ -98,7 +98,7 @@ class JobPort(Protocol):
     def log(self, context: Context, text: str) -> None:
         """Keeps a line of the job's log."""
 
-    async def checkpoint(self, context: Context, data: bytes) -> None:
+    async def checkpoint(self, context: Context, data: bytes, doubt: str) -> None:
         """Returns when the checkpoint is durable."""
 
     async def state_get(self, key: str) -> tuple[int, bytes]:
@@ -264,10 +264,11 @@ class Context:
         """One line of this job's log, bounded by `job_log_bytes_max` for each attempt."""
         self.port.log(self, f"{message} {render_fields(fields)}" if fields else message)
 
-    async def checkpoint(self, data: bytes) -> None:
-        """Journals what the next attempt gets as `last_checkpoint`; ≤ 64 KiB. Returns when it is durable."""
+    async def checkpoint(self, data: bytes, doubt: str = "") -> None:
+        """Journals what the next attempt gets as `last_checkpoint`; ≤ 64 KiB. Returns when it is durable. `doubt`: what
+        may have been done twice because of this attempt; the job shows it from then on."""
         check_checkpoint(data)
-        await self.port.checkpoint(self, data)
+        await self.port.checkpoint(self, data, doubt)
         self.last_checkpoint = data
 
     async def state_get(self, key: str) -> tuple[int, bytes]:

@@ -72,8 +72,8 @@ class Attempt(Protocol):
     def log(self, message: str, **fields: Any) -> None:
         """A line of the job's log."""
 
-    async def checkpoint(self, data: bytes) -> None:
-        """Returns when the next attempt is sure to get it."""
+    async def checkpoint(self, data: bytes, doubt: str = "") -> None:
+        """Returns when the next attempt is sure to get it, and the job shows the doubt."""
 
 
 class Upstream:
@@ -111,8 +111,8 @@ class Upstream:
 
         `chosen_id`: the id that this side gives the work; not `fenced`: the id tells the work apart, but earlier work
         under another one can neither be taken up nor ruled out by it. `deduplicates`: the upstream does work with the
-        same key once. Without a fence, an earlier intent that was never confirmed is a doubt: it is kept in `doubt` and
-        said in the job's log.
+        same key once. Without a fence, an earlier intent that was never confirmed is a doubt: it is kept in `doubt`,
+        shown on the job, and said in its log.
         """
         before = self.handle
         safe = deduplicates or (chosen_id and fenced)
@@ -123,7 +123,9 @@ class Upstream:
             )
             self._attempt.log(self.doubt)
         key = self.key
-        await self._keep(UpstreamHandle(kind, chosen_id, self._attempt.epoch, self.submission, False, extra or {}))
+        await self._keep(
+            UpstreamHandle(kind, chosen_id, self._attempt.epoch, self.submission, False, extra or {}), self.doubt
+        )
         return key
 
     async def submitted(self, upstream_id: str, **extra: Any) -> None:
@@ -141,6 +143,6 @@ class Upstream:
             more = {**self.handle.extra, **extra}
             await self._keep(msgspec.structs.replace(self.handle, ended=True, extra=more))
 
-    async def _keep(self, handle: UpstreamHandle) -> None:
-        await self._attempt.checkpoint(handle.encode())
+    async def _keep(self, handle: UpstreamHandle, doubt: str = "") -> None:
+        await self._attempt.checkpoint(handle.encode(), doubt)
         self.handle = handle

@@ -184,7 +184,9 @@ class Attempts:
     def checkpoint(self, seq: int, at_ns: int, fact: Fact) -> None:
         job = self.state.jobs.get(fact.body.id)
         if job is not None:
-            extra_of(job).checkpoint = fact.body.data
+            extra = extra_of(job)
+            extra.checkpoint = fact.body.data
+            extra.doubt = fact.body.doubt or extra.doubt
 
 
 def charged(charges: tuple[int, int, int], cause: Cause) -> tuple[int, int, int]:

@@ -122,7 +122,7 @@ def _carried(state: QueueState, job: Job, mono_ns: int) -> rows.CarriedJob:
         holder=job.holder.key if job.holder else None, attempts=job.attempts, charges=extra.charges, key=extra.key,
         checkpoint=extra.checkpoint, stop=extra.stop, error=extra.error, age_ns=mono_ns - job.submitted_mono_ns,
         ran_ns=mono_ns - job.limit_ns + job.options.timeout_ns if job.limit_ns else None,
-        died_ns=extra.died_ns,
+        died_ns=extra.died_ns, doubt=extra.doubt,
     )  # fmt: skip
 
 
@@ -172,7 +172,9 @@ def _restore_job(
         State(carried.state), carried.attempts, carried.epoch, carried.started_ns,
     )  # fmt: skip
     ready_ns = carried.ready_ns - wall_ns + mono_ns if carried.ready_ns else 0
-    extra = Extra(carried.charges, ready_ns, carried.key, carried.checkpoint, carried.stop, carried.error)
+    extra = Extra(
+        carried.charges, ready_ns, carried.key, carried.checkpoint, carried.stop, carried.error, doubt=carried.doubt
+    )
     if extra != Extra():
         job.extra = extra
     if isinstance(job.payload, BlobRef):

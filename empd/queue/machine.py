@@ -29,6 +29,8 @@ from empd.queue.state import Job, Offer, QueueState, Session, Worker, clocks, wo
 Pending = list[tuple[int, int, Fact]]
 """(seq, wall time, fact), to be journaled."""
 
+DOUBT_CHARS_MAX = 1_000
+
 _CLOCK_STEP_NS = NS_PER_S // 10
 """What the clocks may lie apart from what a row says: less than any limit that is worth setting, more than a reading
 of both takes."""
@@ -204,12 +206,14 @@ class Queue:
 
     # --- what attempts keep ---
 
-    def checkpoint(self, worker: Worker, job_id: int, epoch: int, data: bytes, now: Instant) -> None:
-        """Keeps a job's state for its next attempt. Raises StaleState when the epoch does not hold the job."""
+    def checkpoint(self, worker: Worker, fence: tuple[int, int], data: bytes, now: Instant, doubt: str = "") -> None:
+        """Keeps a job's state for its next attempt. `fence`: (id, epoch). Raises StaleState when the epoch does not
+        hold the job."""
+        job_id, epoch = fence
         _fenced(worker, job_id, epoch)
         if len(data) > self.policy.checkpoint_bytes_max:
             raise ValueError(f"a checkpoint has at most {self.policy.checkpoint_bytes_max} bytes, this has {len(data)}")
-        self.apply([Fact(Kind.CHECKPOINT, rows.Checkpointed(job_id, data))], now)
+        self.apply([Fact(Kind.CHECKPOINT, rows.Checkpointed(job_id, data, doubt[:DOUBT_CHARS_MAX]))], now)
 
     def set_state(
         self, worker: Worker, fence: tuple[int, int], key: str, expected_version: int, data: bytes, now: Instant

@@ -13,7 +13,7 @@ from empd.lifecycle import Exit
 from empd.queue.attempts import charged
 from empd.queue.policy import Policy, backoff_delay_ns
 from empd.queue.rows import Fact, Kind, Requeued, RequeuedJob
-from empd.queue.state import Job, Options, Worker
+from empd.queue.state import Job, Options, Worker, doubt_of
 from empd.result import DoneJob, FailedJob, FinishedGroup, FinishedJob, JobError, Results
 
 _EVIDENCE_CHARS_MAX = 16_384
@@ -48,7 +48,9 @@ class Ends:
     def add(self, job: Job, outcome: Outcome, error: JobError | None, usage: dict[str, float] | None = None) -> None:
         """A job that ends without a result."""
         self.bucket(job.id >> 32, job.options).append(
-            FinishedJob(job.id, outcome, None, job.submitted_ns, job.started_ns, job.attempts, error, usage)
+            FinishedJob(
+                job.id, outcome, None, job.submitted_ns, job.started_ns, job.attempts, error, usage, doubt_of(job)
+            )
         )
 
     def facts(self) -> list[Fact]:
@@ -74,7 +76,7 @@ def _frames(groups: Iterable[tuple[Options, list[FinishedJob]]]) -> Iterator[lis
         left -= len(options.raw)
         for index, job in enumerate(jobs):
             result, error = job.result, job.error
-            size = _FINISHED_BYTES + (len(result) if type(result) is bytes else 0)
+            size = _FINISHED_BYTES + (len(result) if type(result) is bytes else 0) + 4 * len(job.doubt)
             if error is not None:
                 size += len(error.failure) + 4 * (len(error.message) + len(error.evidence))
             if job.usage:
@@ -138,8 +140,9 @@ def _completed(worker: Worker, done_jobs: list[DoneJob], ends: Ends) -> int:
         if options is not last_options or job_id >> 32 != last_session:
             last_options, last_session = options, job_id >> 32
             bucket = ends.bucket(last_session, options)
+        doubt = "" if job.extra is None else job.extra.doubt
         bucket.append(
-            FinishedJob(job_id, 0, item.result, job.submitted_ns, job.started_ns, job.attempts, None, item.usage)
+            FinishedJob(job_id, 0, item.result, job.submitted_ns, job.started_ns, job.attempts, None, item.usage, doubt)
         )
     return stale
 

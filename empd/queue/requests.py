@@ -11,7 +11,7 @@ from empd.queue.claims import waiting_reason
 from empd.queue.outcomes import Ends
 from empd.queue.room import WaitingRoom
 from empd.queue.rows import Fact, Forgotten, Ids, Kind, Stopping, StoppingJob
-from empd.queue.state import Job, QueueState
+from empd.queue.state import Job, QueueState, doubt_of
 from empd.result import JobError, JobStatus
 
 LIST_MAX = 1000
@@ -146,12 +146,13 @@ def status(state: QueueState, job: Job) -> JobStatus:
         labels=spec.labels,
         reason=waiting_reason(state, job) if waits else (job.extra.stop if job.extra else ""),
         error=job.extra.error if job.extra else None,
+        doubt=doubt_of(job),
     )
 
 
 def status_bytes(said: JobStatus) -> int:
     """About how large it is in a frame; rather more than less."""
-    size = _STATUS_BYTES + 4 * (len(said.reason) + len(said.service) + len(said.worker))
+    size = _STATUS_BYTES + 4 * (len(said.reason) + len(said.service) + len(said.worker) + len(said.doubt))
     if said.labels:
         size += sum(4 * (len(name) + len(value)) + 10 for name, value in said.labels.items())
     size += 4 * (len(said.customer_id or "") + len(said.workflow_id or ""))

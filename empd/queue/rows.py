@@ -143,10 +143,11 @@ class Ids(Record):
 
 
 class Checkpointed(Record):
-    """`data` is given to the next attempt of the job."""
+    """`data` is given to the next attempt of the job; a `doubt` stays with it."""
 
     id: int
     data: bytes
+    doubt: str = ""
 
 
 class StateWritten(Record):
@@ -203,6 +204,7 @@ class CarriedJob(Record):
     age_ns: int | None = None
     ran_ns: int | None = None
     died_ns: int = 0
+    doubt: str = ""
 
 
 class CarriedSession(Record):

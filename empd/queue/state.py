@@ -36,7 +36,7 @@ class Options(msgspec.Struct, gc=False):
 class Extra(msgspec.Struct, gc=False):
     """What only some jobs have. `charges`: attempts charged to the job, to crashes, to lost hosts. `ready_ns`: steady
     time before which it does not run again. `stop`: why its holder is being stopped. `died_ns`: wall time of its
-    death."""
+    death. `doubt`: what may have been done twice for it."""
 
     charges: tuple[int, int, int] = (0, 0, 0)
     ready_ns: int = 0
@@ -45,6 +45,7 @@ class Extra(msgspec.Struct, gc=False):
     stop: str = ""
     error: JobError | None = None
     died_ns: int = 0
+    doubt: str = ""
 
 
 class Job(msgspec.Struct, gc=False):
@@ -66,6 +67,11 @@ class Job(msgspec.Struct, gc=False):
     limit_ns: int = 0
     holder: Any = None  # Worker
     extra: Extra | None = None
+
+
+def doubt_of(job: Job) -> str:
+    """What may have been done twice for it."""
+    return "" if job.extra is None else job.extra.doubt
 
 
 def extra_of(job: Job) -> Extra:

@@ -44,6 +44,7 @@ class FinishedRecord(msgspec.Struct, gc=False, kw_only=True):
     workflow_id: str = ""
     labels: dict[str, str] = {}
     usage: dict[str, float] = {}
+    doubt: str = ""
     result_expired: bool = False
 
 
@@ -58,6 +59,7 @@ class _Outline(NamedTuple):
     evidence: str
     usage: dict[str, float] | None
     blob: BlobRef | None
+    doubt: str = ""
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -84,6 +86,7 @@ def to_stored(position: int, record: FinishedRecord) -> StoredRow:
         record.evidence,
         record.usage or None,
         record.blob,
+        record.doubt,
     )
     job_id = record.id
     return (
@@ -129,6 +132,7 @@ def from_stored(row: Any, results_dropped: int) -> FinishedRecord:
         workflow_id=workflow_id or "",
         labels=_labels_in(labels) if labels else {},
         usage=rest.usage or {},
+        doubt=rest.doubt,
         result_expired=gone and outcome == Outcome.COMPLETED,
     )
 

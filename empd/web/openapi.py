@@ -60,7 +60,8 @@ class ProblemDocument(msgspec.Struct):
 
 
 class Job(msgspec.Struct):
-    """A job. `ended` tells whether `state` is an outcome (completed, failed, …) or where it stands (waiting, …)."""
+    """A job. `ended` tells whether `state` is an outcome (completed, failed, …) or where it stands (waiting, …).
+    `doubt` says what may have been done twice for it at another service; mostly empty."""
 
     id: str
     state: str
@@ -80,6 +81,7 @@ class Job(msgspec.Struct):
     result_url: str | None = None
     error: Error | None = None
     usage: dict[str, float] = {}
+    doubt: str = ""
 
 
 class Blob(msgspec.Struct):

@@ -49,6 +49,7 @@ def _record(job: FinishedJob, shared: dict[str, Any]) -> FinishedRecord:
         message=job.error.message if job.error else "",
         evidence=job.error.evidence if job.error else "",
         usage=job.usage or {},
+        doubt=job.doubt,
         **shared,
     )
 
@@ -65,6 +66,7 @@ def to_finished(record: FinishedRecord) -> FinishedJob:
         attempts=record.attempts,
         error=error,
         usage=record.usage or None,
+        doubt=record.doubt,
     )
 
 

@@ -135,6 +135,7 @@ def finished(job: FinishedJob, options: JobOptions, worker: str, at_ns: int) -> 
         "result_url": f"/v1/jobs/{format_id(job.id)}/result" if job.result is not None else None,
         "error": error(job.error),
         "usage": job.usage or {},
+        "doubt": job.doubt,
     }
 
 
@@ -157,6 +158,7 @@ def unfinished(status: JobStatus) -> dict[str, Any]:
         "epoch": status.epoch or None,
         "reason": status.reason,
         "error": error(status.error),
+        "doubt": status.doubt,
     }
 
 

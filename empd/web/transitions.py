@@ -107,7 +107,7 @@ def _retried(body: Ids, _: int) -> Told:
 
 
 def _checkpoint(body: Checkpointed, _: int) -> Told:
-    yield body.id, "checkpoint", {"bytes": len(body.data)}
+    yield body.id, "checkpoint", {"bytes": len(body.data), "doubt": body.doubt}
 
 
 def _ended(body: Results, _: int) -> Told:

@@ -238,12 +238,14 @@ class Done(Frame, tag=66):
 
 
 class Checkpoint(Frame, tag=67):
-    """State that the next attempt gets, ≤ 64 KiB. Answered by `Stored`."""
+    """State that the next attempt gets, ≤ 64 KiB. `doubt`: what may have been done twice because of this attempt; it
+    stays with the job. Answered by `Stored`."""
 
     request: int
     id: int
     epoch: int
     data: bytes
+    doubt: str = ""
 
 
 class StateSet(Frame, tag=68):

@@ -50,9 +50,9 @@ class Port:
         """To telemetry."""
         self._reporter.log(context, self._redact(text))
 
-    async def checkpoint(self, context: Context, data: bytes) -> None:
+    async def checkpoint(self, context: Context, data: bytes, doubt: str) -> None:
         """To the broker's journal."""
-        await self._requests.checkpoint(context.job.id, context.job.epoch, data)
+        await self._requests.checkpoint(context.job.id, context.job.epoch, data, self._redact(doubt))
 
     async def state_get(self, key: str) -> tuple[int, bytes]:
         """From the broker."""

@@ -25,9 +25,9 @@ class Requests:
         self._open: dict[int, _Open] = {}
         self._repeated: set[int] = set()
 
-    async def checkpoint(self, job_id: int, epoch: int, data: bytes) -> None:
+    async def checkpoint(self, job_id: int, epoch: int, data: bytes, doubt: str = "") -> None:
         """Returns when the checkpoint is durable. Raises StateConflict when the attempt is stale."""
-        await self._ask(lambda number: Checkpoint(number, job_id, epoch, data))
+        await self._ask(lambda number: Checkpoint(number, job_id, epoch, data, doubt))
 
     async def state_get(self, key: str) -> tuple[int, bytes]:
         """Version (0: none) and bytes of a connector's state."""

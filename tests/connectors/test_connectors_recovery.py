@@ -182,6 +182,36 @@ def test_a_worker_killed_in_mid_submission_buys_once_or_says_its_doubt(
     assert result["id"] in upstream.works.values()
     if doubt:
         wait_until(lambda: "may have arrived" in job_log(daemon, handle.id), "the doubt in the job's log")
+    assert handle.status().doubt == result["doubt"]
+    wait_until(lambda: job_of(daemon, handle.id)["state"] == "completed", "the job in the history")
+    assert job_of(daemon, handle.id)["doubt"] == result["doubt"]
+
+
+@pytest.mark.parametrize(
+    ("dies", "stays", "end"), [("unconfirmed", True, "cancelled"), ("always", False, "dead_lettered")]
+)
+def test_the_doubt_stands_on_the_job_while_it_runs_and_after_its_end(
+    daemon: Box, upstream: Upstream, dies: str, stays: bool, end: str
+) -> None:
+    upstream.status = 200
+    with daemon.client() as client:
+        handle = client.submit("buyer", {"keyed": False, "dies": dies, "stays": stays})
+        if stays:
+            wait_until(lambda: handle.status().doubt, "the doubt on the job that runs")
+            said = job_of(daemon, handle.id)
+            assert (said["state"], said["ended"]) == ("assigned", False)
+            assert "an earlier submission to shop" in said["doubt"]
+            assert handle.cancel()
+        handle.exception(60)
+        wait_until(lambda: job_of(daemon, handle.id)["state"] == end, "the job's end")
+        assert "an earlier submission to shop" in job_of(daemon, handle.id)["doubt"]
+    with daemon.client() as client:  # one that did not hear of its end
+        assert "an earlier submission to shop" in client.job(handle.id).status().doubt
+
+
+def job_of(daemon: Box, job: str) -> Any:
+    with urllib.request.urlopen(f"{daemon.http()}/v1/jobs/{job}", timeout=10) as answer:
+        return json.loads(answer.read())
 
 
 def job_log(daemon: Box, job: str) -> str:

@@ -55,8 +55,10 @@ class Port:
     def log(self, context: Any, text: str) -> None:
         self.said.append(("log", text, threading.current_thread() is threading.main_thread()))
 
-    async def checkpoint(self, context: Any, data: bytes) -> None:
+    async def checkpoint(self, context: Any, data: bytes, doubt: str) -> None:
         self.said.append(("checkpoint", data))
+        if doubt:
+            self.said.append(("doubt", doubt))
 
     async def state_get(self, key: str) -> tuple[int, bytes]:
         return 3, key.encode()

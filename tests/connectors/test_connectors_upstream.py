@@ -82,6 +82,8 @@ def test_without_a_key_a_repeated_intent_is_a_doubt_that_is_said() -> None:
         await second.upstream.intend("printer")
         assert "may have arrived" in second.upstream.doubt
         assert said(second) == [second.upstream.doubt]
+        assert ("doubt", second.upstream.doubt) in second.port.said
+        assert not [entry for entry in first.port.said if entry[0] == "doubt"]
         # An id of this side's choosing is known upstream: no doubt.
         third = attempt(7, first.last_checkpoint)
         await third.upstream.intend("comfyui", chosen_id="x")
@@ -94,7 +96,7 @@ def test_the_intent_is_journaled_before_it_returns() -> None:
     order: list[Any] = []
 
     class Slow(Port):
-        async def checkpoint(self, context: Any, data: bytes) -> None:
+        async def checkpoint(self, context: Any, data: bytes, doubt: str) -> None:
             order.append("asked")
             await asyncio.sleep(0)
             order.append("durable")

@@ -11,7 +11,8 @@ from empd.connectors.protocol.http import HTTPConnector
 
 
 class BuyerConnector(HTTPConnector, Resumable):
-    """Submits once, then asks how it is. Its worker dies at the first attempt, where the payload says so."""
+    """Submits once, then asks how it is. Its worker dies at the first attempt, where the payload says so (or `always`).
+    With `stays` it then waits to be cancelled."""
 
     connector_id = "buyer"
 
@@ -23,12 +24,15 @@ class BuyerConnector(HTTPConnector, Resumable):
             options = {"idempotency_key": key} if wish["keyed"] else {}
             answer = await self.request("POST", "/buy", context, json={"key": key}, **options)
             self._die(job, wish, "unconfirmed")
+            self._die(job, wish, "always")
             await upstream.submitted(answer.value()["id"])
             self._die(job, wish, "confirmed")
+        if wish.get("stays"):
+            await context.wait_cancelled()
         return {"id": upstream.handle.id, "attempt": job.attempt, "doubt": upstream.doubt}
 
     resume = process
 
     def _die(self, job: Any, wish: dict[str, Any], at: str) -> None:
-        if wish["dies"] == at and job.attempt == 1:
+        if wish["dies"] == at and (job.attempt == 1 or at == "always"):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -8,8 +8,11 @@ from queue_world import ALPHA, Bench, DoneFrame, policy
 from empd.errors import FailureClass
 from empd.job import State
 from empd.lifecycle import Exit
-from empd.queue.machine import StaleState
+from empd.queue.machine import DOUBT_CHARS_MAX, StaleState
+from empd.queue.requests import listing
+from empd.queue.rows import Kind, decode_body
 from empd.result import DoneJob, FailedJob, JobError
+from empd.wire.frames import JobFilter
 
 
 def held(**limits: object) -> tuple[Bench, int, int]:
@@ -47,12 +50,44 @@ def test_a_job_that_is_said_twice_in_a_frame_ends_once() -> None:
 def test_what_an_attempt_keeps_is_fenced_by_its_epoch_and_version() -> None:
     bench, job_id, epoch = held()
     with pytest.raises(StaleState):
-        bench.queue.checkpoint(bench.worker, job_id, epoch - 1, b"c", bench.now)
+        bench.queue.checkpoint(bench.worker, (job_id, epoch - 1), b"c", bench.now)
     with pytest.raises(StaleState):
         bench.queue.set_state(bench.worker, (job_id, epoch - 1), "cursor", 0, b"s", bench.now)
     assert bench.queue.set_state(bench.worker, (job_id, epoch), "cursor", 0, b"s", bench.now) == 1
     with pytest.raises(StaleState, match="version 1"):
         bench.queue.set_state(bench.worker, (job_id, epoch), "cursor", 0, b"t", bench.now)
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "cancelled"])
+def test_a_doubt_stays_with_its_job_over_attempts_restarts_and_trims_to_its_end(end: str) -> None:
+    bench, job_id, epoch = held()
+
+    def shown() -> list[str]:
+        page, _ = listing(bench.queue.state, JobFilter())
+        return [status.doubt for status in page]
+
+    assert shown() == [""]
+    bench.queue.checkpoint(bench.worker, (job_id, epoch), b"1", bench.now, "d" * 5_000)
+    assert shown() == ["d" * DOUBT_CHARS_MAX]
+    bench.queue.checkpoint(bench.worker, (job_id, epoch), b"2", bench.now, "twice?")
+    bench.queue.checkpoint(bench.worker, (job_id, epoch), b"3", bench.now)
+    assert shown() == ["twice?"]
+    bench.kill_worker("w0", Exit.CRASHED)
+    bench.commit()
+    bench.trim(1.0)
+    bench.kill_broker()
+    assert shown() == ["twice?"]
+    bench.start_worker("w0", 1, 0)
+    [job] = bench.run()
+    claim = (job.id, job.epoch)
+    failed = FailedJob(*claim, JobError(FailureClass.INTERNAL, "no"), False)
+    if end == "cancelled":
+        bench.queue.cancel([job_id], bench.now)
+    frames = {"done": [[DoneJob(*claim, b"r")]], "failed": [[], [failed]], "cancelled": [[], [], [claim]]}
+    bench.queue.done(bench.worker, DoneFrame(*frames[end]), bench.now)
+    bench.commit()
+    results = decode_body(Kind.RESULTS, next(row[4] for row in bench.journal if row[2] == Kind.RESULTS))
+    assert [job.doubt for group in results.groups for job in group.jobs] == ["twice?"]
 
 
 def test_a_job_that_loses_its_host_max_host_losses_times_is_a_dead_letter() -> None:

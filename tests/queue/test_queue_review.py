@@ -185,7 +185,7 @@ def test_assigned_jobs_fit_into_a_frame_with_their_checkpoints_and_options() -> 
     for number in range(64):
         bench.say(alpha(labels={"n": str(number) * 10_000}))
     for job in bench.run():
-        bench.queue.checkpoint(bench.worker, job.id, job.epoch, bytes(60_000), bench.now)
+        bench.queue.checkpoint(bench.worker, (job.id, job.epoch), bytes(60_000), bench.now)
         bench.fail(job, cause=Cause.DRAIN)
     claim = bench.queue.claim(bench.worker, bench.now)
     assert claim is not None

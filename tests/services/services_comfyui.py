@@ -70,7 +70,7 @@ class Port:
     def log(self, context: Any, text: str) -> None:
         self.lines.append(text)
 
-    async def checkpoint(self, context: Any, data: bytes) -> None:
+    async def checkpoint(self, context: Any, data: bytes, doubt: str) -> None:
         self.checkpoints.append(data)
 
 

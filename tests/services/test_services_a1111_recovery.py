@@ -144,8 +144,8 @@ def test_a_job_that_is_to_stop_while_its_intent_is_journaled_is_not_sent() -> No
         port, stopping = port_of(context), []
         keep = port.checkpoint
 
-        async def checkpoint(of: Context, data: bytes) -> None:
-            await keep(of, data)
+        async def checkpoint(of: Context, data: bytes, doubt: str) -> None:
+            await keep(of, data, doubt)
             context.mark_stopping("cancelled")
             stopping.append(asyncio.create_task(connector.cancel(context.job, context)))
             await asyncio.sleep(0)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from empd.job import Outcome
 from empd.payload import BlobRef
 from empd.store import history as history_module
 from empd.store.history import Filter, History, HistoryError
-from empd.store.record import FinishedRecord
+from empd.store.record import FinishedRecord, from_stored, to_stored
 
 DAY_S = 86_400
 START_NS = 1_700_000_000 * NS_PER_S
@@ -62,6 +63,7 @@ def full_record() -> FinishedRecord:
         workflow_id="w",
         labels={'quote"d': "ü", "a": "b"},
         usage={"tokens": 12.5},
+        doubt="it may have been done twice",
     )
 
 
@@ -75,6 +77,12 @@ def test_a_record_comes_back_as_it_was(history: History, file: Path) -> None:
     assert (again.cursor, again.moved_aside) == (7, "")
     assert again.get(wanted)[full_record().id] == full_record()
     again.close()
+
+
+def test_a_row_of_an_earlier_version_has_no_doubt() -> None:
+    row = list(to_stored(1, full_record()))
+    row[9] = msgspec.msgpack.encode(msgspec.msgpack.decode(row[9])[:-1])  # type: ignore[call-overload]
+    assert from_stored(row, 0) == msgspec.structs.replace(full_record(), doubt="")
 
 
 def test_get_takes_many_ids(history: History) -> None:

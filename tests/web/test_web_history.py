@@ -44,6 +44,12 @@ def job(number: int, result: bytes | BlobRef | None = b"\x01", error: JobError |
     return FinishedJob(number, outcome, result, 1_000, 2_000, 1, error, {"tokens": 5.0})
 
 
+def test_what_may_have_been_done_twice_is_kept_and_told() -> None:
+    [record] = records.from_results(results(msgspec.structs.replace(job(5), doubt="twice?")))
+    assert records.to_finished(record).doubt == "twice?"
+    assert records.to_json(record)["doubt"] == "twice?"
+
+
 def ask(web: Web, data: bytes, timeout_ms: int = 5_000) -> Any:
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)

@@ -84,6 +84,7 @@ class Port:
         self.instance = "c0" * 16
         self.texts: list[str] = []
         self.checkpoints: list[bytes] = []
+        self.doubts: list[str] = []
         self.shelf = Shelf()
         self._states: dict[str, tuple[int, bytes]] = {}
 
@@ -102,9 +103,10 @@ class Port:
         """See JobPort.log."""
         self.texts.append(text)
 
-    async def checkpoint(self, context: Context, data: bytes) -> None:
+    async def checkpoint(self, context: Context, data: bytes, doubt: str) -> None:
         """See JobPort.checkpoint."""
         self.checkpoints.append(data)
+        self.doubts += [doubt] if doubt else []
         self.texts.append(data.decode(errors="replace"))
 
     async def state_get(self, key: str) -> tuple[int, bytes]:

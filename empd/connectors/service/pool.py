@@ -230,7 +230,7 @@ async def _answer(ask: Ask, context: Context) -> Answer:
     try:
         match ask.verb:
             case "checkpoint":
-                await context.checkpoint(ask.data)
+                await context.checkpoint(ask.data, ask.key)
                 return Answer(0, b"")
             case "state_get":
                 return Answer(*await context.state_get(ask.key))

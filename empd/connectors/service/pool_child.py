@@ -154,9 +154,9 @@ class Process:
         """To the worker."""
         self._send(LogLine(text))
 
-    async def checkpoint(self, context: Context, data: bytes) -> None:
+    async def checkpoint(self, context: Context, data: bytes, doubt: str) -> None:
         """Blocks until it is durable."""
-        self.ask(Ask("checkpoint", data=data))
+        self.ask(Ask("checkpoint", doubt, data))
 
     async def state_get(self, key: str) -> tuple[int, bytes]:
         """Blocks for the answer."""

@@ -89,8 +89,8 @@ class LogLine(Message, tag=19):
 
 
 class Ask(Message, tag=20):
-    """`verb`: checkpoint, state_get, state_set, or asset, asset_text, asset_path (`key` is its name). The process waits
-    for the answer; that to an asset is its AssetRef as msgpack."""
+    """`verb`: checkpoint (`key` is its doubt), state_get, state_set, or asset, asset_text, asset_path (`key` is its
+    name). The process waits for the answer; that to an asset is its AssetRef as msgpack."""
 
     verb: str
     key: str = ""

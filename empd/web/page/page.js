@@ -167,7 +167,7 @@ function showJobs(page) {
   fill("jobs", page.jobs.map((one) => [
     job(one.id), badge(one.state), text(one.service), text(one.worker), number(one.attempts),
     text(moment(one.submitted_at)), number(took(one)),
-    note(one.reason || (one.error ? `${one.error.failure}: ${one.error.message}` : "")),
+    note([one.reason || (one.error && `${one.error.failure}: ${one.error.message}`), one.doubt].filter(Boolean).join("; ")),
   ]), 8, "No job is here.");
 }
 

@@ -43,10 +43,12 @@ async def same_submission(world: World) -> str:
     second = await _succeed(world, first)
     found = await second.outcome()
     if not claims:
-        said = [text for text in second.port.texts if "may have arrived" in text or "had arrived" in text]
+        said = [*second.port.doubts, *(text for text in second.port.texts if "had arrived" in text)]
         if not said:
-            raise Failed("it journals its intent, and the successor does not say that it had or may have arrived")
-        return f"it is said: {said[0]}"
+            raise Failed(
+                "it journals its intent, and the successor neither says that it had nor shows that it may have arrived"
+            )
+        return f"it is told: {said[0]}"
     if isinstance(found, ConnectorError):
         raise Failed(f"the successor failed ({found.failure}): {found}")
     return _one_submission(world, f"sent {len(world.reached())} times")

@@ -2,7 +2,7 @@
 
 The server takes an id for a task (`force_task_id`), but works on the same id twice, keeps no result and takes nothing
 out of its queue. So nothing can be taken up: a call that is still there is waited for, and stopped once it runs, before
-the job is sent again. What cannot be known is a doubt, which stands in the job's log.
+the job is sent again. What cannot be known is a doubt, which the job shows.
 """
 
 from __future__ import annotations
