@@ -16,13 +16,13 @@ WORKERS ?= auto
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-comfyui lint format types unit bench bench-peers samples protos lock clean system
+.PHONY: help setup demo test test-comfyui lint format types unit bench bench-peers figures samples protos lock clean system
 
 help:
 	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
 	@echo "make test    lint, types and every test"
 	@echo "make test-comfyui COMFYUI_URL=…   the ComfyUI connectors against a real server"
-	@echo "make lint | format | types | unit | bench | bench-peers | samples | protos | lock | clean"
+	@echo "make lint | format | types | unit | bench | bench-peers | figures | samples | protos | lock | clean"
 
 setup: $(READY)
 
@@ -100,6 +100,11 @@ $(PEERS)/.ready: $(READY) bench/peers/requirements.txt
 	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install hatchling editables -r bench/peers/requirements.txt
 	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-build-isolation -e .
 	@touch $@
+
+# The tables and plots that the pages show, from the last `make bench` and `make bench-peers`.
+figures: $(READY)
+	@mkdir -p bench/figures
+	@$(BIN)/python bench/readme_figures.py .bench/empd.jsonl .bench/peers.jsonl
 
 # etc/empd.toml, from the table of settings.
 samples: $(READY)
