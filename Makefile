@@ -16,12 +16,13 @@ WORKERS ?= auto
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-comfyui lint format types unit bench bench-peers figures samples protos lock clean system
+.PHONY: help setup demo test test-comfyui test-fluent-bit lint format types unit bench bench-peers figures samples protos lock clean system
 
 help:
 	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
 	@echo "make test    lint, types and every test"
 	@echo "make test-comfyui COMFYUI_URL=…   the ComfyUI connectors against a real server"
+	@echo "make test-fluent-bit FLUENT_BIT=… etc/fluent-bit.conf by a real Fluent Bit (the path of the program)"
 	@echo "make lint | format | types | unit | bench | bench-peers | figures | samples | protos | lock | clean"
 
 setup: $(READY)
@@ -81,6 +82,10 @@ unit: system $(READY) $(WHEELS)/.ready $(SERVERS)
 test-comfyui: $(READY)
 	@test -n "$(COMFYUI_URL)" || { echo "make test-comfyui COMFYUI_URL=… (the address of a server)"; exit 2; }
 	@COMFYUI_URL=$(COMFYUI_URL) $(BIN)/pytest -q -n 0 tests/services/test_services_comfyui_server.py tests/services/test_services_comfyui_wire.py
+
+# It is in no package registry that the others come from; bring your own.
+test-fluent-bit: $(READY)
+	@FLUENT_BIT=$(or $(FLUENT_BIT),fluent-bit) $(BIN)/pytest -q -n 0 tests/config/real_fluent_bit.py
 
 # Every scenario, in full size; the page is .bench/index.html.
 bench: $(READY)

@@ -127,8 +127,13 @@ def fluent_bit_inputs(mapping: Mapping) -> str:
                 "    Name               tail",
                 f"    Tag                empd.file.{log.name or service}",
                 f"    Path               {log.path}",
-                "    Skip_Long_Lines    On",
+                "    Path_Key           path",
+                "    Read_from_Head     On",
                 "    Refresh_Interval   10",
+                "    Buffer_Max_Size    1M",
+                "    Skip_Long_Lines    On",
+                f"    DB                 /var/lib/fluent-bit/empd/{log.name or service}.db",
+                "    storage.type       filesystem",
             ]
         )
         for service, entry in mapping.services.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from empd.builtin import BUILT_IN_CONNECTORS
 from empd.cli.config import config as config_command
+from empd.connectors import registry
 from empd.connectors.base import ConnectorConfig, Service, Site
 from empd.connectors.protocol.grpc import GRPCConnector
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.protocol.stream import StreamConnector
 from empd.connectors.protocol.websocket import WebSocketConnector
+from empd.mapping import Mapping
+from empd.samples import fluent_bit_inputs
+from empd.supervisor.log import JsonLines
 from empd.worker.log import Log
 from tests.box import mapping_of, service
 
@@ -40,9 +46,31 @@ def read(name: str) -> list[Section]:
 
 
 CONF = read("fluent-bit.conf")
+(USED,) = [keys["Parser"] for kind, keys in CONF if kind == "FILTER" and "Parser" in keys]
+(PARSER,) = [keys for kind, keys in read("fluent-bit-parsers.conf") if kind == "PARSER" and keys["Name"] == USED]
+TIME_FORMAT = PARSER["Time_Format"][0].replace("%L", "%f")
+"""Fluent Bit's %L is what Python calls %f."""
+
+KNOWN = {
+    "SERVICE": {"flush", "log_level", "parsers_file", "storage.path"},
+    "systemd": {"path", "systemd_filter", "max_entries", "read_from_tail", "strip_underscores", "db"},
+    "tail": {
+        "path", "path_key", "read_from_head", "refresh_interval", "buffer_max_size", "skip_long_lines", "db",
+    },
+    "parser": {"key_name", "parser", "reserve_data", "preserve_key"},
+    "rewrite_tag": {"rule", "emitter_name", "emitter_storage.type", "emitter_mem_buf_limit"},
+    "stdout": {"format"},
+    "PARSER": {"name", "format", "time_key", "time_format", "time_keep"},
+}  # fmt: skip
+"""Keys of sections and plugins, lower case: Fluent Bit does not start with one that it does not know."""
+
 RULES = [
     rule.split() for kind, keys in CONF if kind == "FILTER" and keys["Name"] == ["rewrite_tag"] for rule in keys["Rule"]
 ]
+
+
+JOURNAL = {"TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "empd", "PRIORITY": "6", "HOSTNAME": "box"}
+"""Fields that journald gives every line of a unit, as `Strip_Underscores` leaves them."""
 
 
 def parse(message: str) -> dict[str, Any]:
@@ -50,8 +78,8 @@ def parse(message: str) -> dict[str, Any]:
     try:
         found = json.loads(message)
     except ValueError:
-        return {"MESSAGE": message}
-    return found if isinstance(found, dict) else {"MESSAGE": message}
+        found = None
+    return {**JOURNAL, **(found if isinstance(found, dict) else {"MESSAGE": message})}
 
 
 def tag_of(record: dict[str, Any]) -> str:
@@ -96,26 +124,66 @@ def test_records_are_routed_by_protocol(capfd: pytest.CaptureFixture[str], kind:
     assert record["machine"] == "box"
 
 
-def test_what_is_not_json_has_a_place_too() -> None:
-    assert tag_of(parse("empd.supervisor: ready: 2 of 2 workers ready")) == "empd.text"
-    assert tag_of(parse("[1, 2]")) == "empd.text"
+def test_every_built_in_connectors_protocol_has_a_tag() -> None:
+    protocols = {registry.load_class(name).protocol for name in BUILT_IN_CONNECTORS}
+    assert {tag_of({**JOURNAL, "event": "e", "protocol": protocol}) for protocol in protocols} == {
+        f"empd.{protocol}" for protocol in protocols
+    }
+
+
+def test_the_supervisors_lines_are_the_daemons() -> None:
+    line = logging.LogRecord("empd.supervisor", logging.INFO, __file__, 1, "broker: UP", None, None)
+    record = parse(JsonLines().format(line))
+    assert tag_of(record) == "empd.daemon"
+    assert datetime.strptime(record[PARSER["Time_Key"][0]], TIME_FORMAT)  # noqa: DTZ007
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "empd 0.1.0: clients at ipc:///run/empd",
+        "[1, 2]",
+        '{"no": "event"}',
+        '{"event": 3, "protocol": null}',
+        "{",
+        "",
+        " ",
+    ],
+)
+def test_whatever_else_is_written_has_a_place_too(line: str) -> None:
+    assert tag_of(parse(line)) == "empd.text"
 
 
 def test_the_parser_reads_the_time_that_records_have(capfd: pytest.CaptureFixture[str]) -> None:
-    (used,) = [keys["Parser"] for kind, keys in CONF if kind == "FILTER" and "Parser" in keys]
-    (parser,) = [keys for kind, keys in read("fluent-bit-parsers.conf") if kind == "PARSER" and keys["Name"] == used]
-    assert parser["Format"] == ["json"]
+    assert PARSER["Format"] == ["json"]
     record = parse(written(capfd, None))
-    # Fluent Bit's %L is what Python calls %f.
-    assert datetime.strptime(record[parser["Time_Key"][0]], parser["Time_Format"][0].replace("%L", "%f"))  # noqa: DTZ007
+    assert datetime.strptime(record[PARSER["Time_Key"][0]], TIME_FORMAT)  # noqa: DTZ007
 
 
 def test_every_tag_has_somewhere_to_go() -> None:
     outputs = [keys["Match"][0] for kind, keys in CONF if kind == "OUTPUT"]
+    # A record that the emitter has no room for keeps the tag of its input.
     inputs = [keys["Tag"][0] for kind, keys in CONF if kind == "INPUT"]
-    for tag in [*(rule[2] for rule in RULES), *(tag for tag in inputs if tag != "journal")]:
+    for tag in [*(rule[2] for rule in RULES), *inputs]:
         assert any(re.fullmatch(match.replace(".", r"\.").replace("*", ".*"), tag) for match in outputs), tag
     assert all(keys["Match"] == ["journal"] for kind, keys in CONF if kind == "FILTER")
+
+
+def test_a_restart_of_fluent_bit_leaves_nothing_out() -> None:
+    (service_section,) = [keys for kind, keys in CONF if kind == "SERVICE"]
+    folder = service_section["storage.path"][0]  # which Fluent Bit makes, so that the others have theirs
+    places = [keys["DB"][0] for kind, keys in CONF if kind == "INPUT"]
+    assert len({Path(place).parent for place in places} | {Path(folder)}) == 1
+    assert len(set(places)) == len(places), "inputs that share a database drop each other's places"
+    assert all(keys["storage.type"] == ["filesystem"] for kind, keys in CONF if kind == "INPUT")
+
+
+def test_only_words_that_fluent_bit_knows_are_used() -> None:
+    for kind, keys in CONF:
+        plugin = keys.get("Name", [kind])[0]
+        assert {key.lower() for key in keys} <= KNOWN[plugin] | {"name", "match", "tag", "storage.type"}, plugin
+    for kind, keys in read("fluent-bit-parsers.conf"):
+        assert {key.lower() for key in keys} <= KNOWN[kind]
 
 
 def test_log_files_of_the_services_are_collected(tmp_path: Path) -> None:
@@ -129,12 +197,14 @@ def test_log_files_of_the_services_are_collected(tmp_path: Path) -> None:
         ("empd.file.a", "/w/a/*.log"),
         ("empd.file.draw", "/w/b.log"),
     ]
-    # The sample file has what the sample mapping shows, its remarks included.
+    # The sample file has what the command prints for what the sample mapping shows, its remarks included.
     sample = json.loads((ETC / "service-mapping.json").read_text())
-    wanted = {
-        log["path"]
-        for entry in sample["services"].values()
-        if isinstance(entry, dict)
-        for log in entry.get("telemetry_logs", ())
-    }
-    assert {keys["Path"][0] for kind, keys in CONF if kind == "INPUT" and "Path" in keys} == wanted
+    shown = [entry for entry in sample["services"].values() if isinstance(entry, dict) and "telemetry_logs" in entry]
+    path.write_text(
+        json.dumps(
+            mapping_of(**{str(i): service(telemetry_logs=entry["telemetry_logs"]) for i, entry in enumerate(shown)})
+        )
+    )
+    printed = fluent_bit_inputs(Mapping.load(path))
+    assert printed.count("[INPUT]") >= 1
+    assert printed in (ETC / "fluent-bit.conf").read_text()
