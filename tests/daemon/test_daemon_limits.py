@@ -16,6 +16,7 @@ from empd import Client
 from empd.client.jobs import JobHandle
 from empd.errors import FailureClass, JobDead, JobExpired, JobFailed, Refused
 from empd.job import format_id
+from empd.settings import Settings
 from tests.box import Box, is_alive, mapping_of, service, wait_until
 
 PAYLOAD_BYTES = 8 << 20
@@ -272,18 +273,27 @@ def test_a_rolling_reload_fails_no_job(box: Callable[..., Box]) -> None:
 # --- large values ---
 
 
-def test_large_values_pass_and_the_spool_is_left_without_payloads(box: Callable[..., Box]) -> None:
+@pytest.mark.parametrize("durability", ["fsync", "memory"])
+def test_large_values_pass_and_no_payload_is_left(box: Callable[..., Box], durability: str) -> None:
     api_config = {"duration_s": 0, "echo": True}
-    daemon = box(mapping_of(checksum=python("checksum"), echo=service(api_config=api_config)))
-    spool = daemon.state_dir / "spool"
+    services = mapping_of(checksum=python("checksum"), echo=service(api_config=api_config))
+    daemon = box(services, durability=durability)
+    places = Settings(state_dir=daemon.state_dir, runtime_dir=daemon.runtime_dir)
+
+    def blobs() -> list[Path]:
+        """On the disk and in shared memory."""
+        return [
+            path for place in (places.spool_dir, places.volatile_dir) for path in place.rglob("*") if path.is_file()
+        ]
+
     content = os.urandom(PAYLOAD_BYTES)
     with daemon.client() as client:
         known = {"bytes": len(content), "crc32": zlib.crc32(content)}
         assert client.submit_many("checksum", [content] * 4).results(60) == [known] * 4
-        wait_until(lambda: not list(spool.glob("??/*")), "the payloads to go")
+        wait_until(lambda: not blobs(), "the payloads to go")
         job = client.submit("echo", content)
         assert bytes(job.result(30)["echo"]) == content
         # Results stay for as long as they can be asked for; of the payload nothing is left.
-        wait_until(lambda: len(list(spool.glob("??/*"))) == 1, "the payload to go")
+        wait_until(lambda: len(blobs()) == 1, "the payload to go")
         with daemon.client() as another:
             assert bytes(another.job(job.id).result(30)["echo"]) == content
