@@ -31,18 +31,23 @@ def config() -> None:
     """Check, show and describe the configuration."""
 
 
-def _flags(config: Path | None, mapping: Path | None) -> dict[str, Any]:
-    return {name: str(path) for name, path in (("config", config), ("mapping", mapping)) if path is not None}
+def _flags(config: Path | None, mapping: Path | None, **more: str | None) -> dict[str, Any]:
+    given = {"config": config, "mapping": mapping, **more}
+    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 @config.command()
 @_files
+@click.option("--python-path", metavar="VALUE", help="As `empd run` takes it.")
+@click.option("--gpus", metavar="VALUE", help="As `empd run` takes it.")
 @click.option(
     "--ask", is_flag=True, help="Also ask services that run elsewhere whether they can be reached, and take jobs."
 )
 @click.option("--strict", is_flag=True, help="Exit code 1 also when something is only missing on this box.")
 @options.as_json
-def check(config: Path | None, mapping: Path | None, ask: bool, strict: bool, json_output: bool) -> int:
+def check(
+    config: Path | None, mapping: Path | None, ask: bool, strict: bool, json_output: bool, **more: str | None
+) -> int:
     """Check settings and service mapping; every problem is told at once, and what this box lacks for them: variables,
     GPUs, modules and extras of connectors, programs of servers that empd runs."""
     from empd.cli import box
@@ -51,7 +56,7 @@ def check(config: Path | None, mapping: Path | None, ask: bool, strict: bool, js
     found: Path | None = mapping
     settings: Settings | None = None
     try:
-        settings = load_with_sources(_flags(config, mapping)).settings
+        settings = load_with_sources(_flags(config, mapping, **more)).settings
         found = settings.mapping
     except ConfigError as error:
         problems += error.problems

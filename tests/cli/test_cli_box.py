@@ -170,3 +170,15 @@ def test_the_command_tells_it_and_fails_only_when_told_to(
     assert document["ok"]
     assert document["problems"] == []
     assert document["missing"][0].startswith("workers.w: ")
+    assert main.run([*command, "--strict", "--gpus", "virtual:1"]) == ExitCode.OK
+
+
+def test_check_takes_the_flags_that_run_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mapping = tmp_path / "mapping.json"
+    service = {"connector": "PythonConnector", "api_config": {"callable": "only_there:square"}}
+    mapping.write_text(json.dumps(one(service)))
+    (tmp_path / "only_there.py").write_text("square = abs\n")
+    command = ["config", "check", "--strict", "--mapping", str(mapping)]
+    assert main.run(command) == ExitCode.FAILED
+    assert "there is no module only_there" in capsys.readouterr().out
+    assert main.run([*command, "--python-path", str(tmp_path)]) == ExitCode.OK
