@@ -31,6 +31,7 @@ from empd.connectors.protocol.http_body import read_bounded
 from empd.connectors.protocol.http_config import HTTPConfig, RequestOptions
 from empd.connectors.protocol.http_response import HTTPResponse, failure_of, value_if_json
 from empd.connectors.protocol.http_session import HTTPSession, Outgoing
+from empd.connectors.protocol.http_short import Response
 from empd.connectors.protocol.http_stream import HTTPStream
 from empd.connectors.protocol.retry import asked_wait_s
 from empd.connectors.protocol.verdicts import COMMON, Fault, Retry, Row, Trouble, VerdictTable
@@ -198,7 +199,7 @@ class HTTPConnector(Service):
         """
         request = self._prepare(method, path, context, options)
 
-        def attempt() -> Awaitable[aiohttp.ClientResponse]:
+        def attempt() -> Awaitable[Response]:
             return self._open(request)
 
         bytes_max = options.get("response_bytes_max", self.config.response_bytes_max)
@@ -258,7 +259,7 @@ class HTTPConnector(Service):
             raise self._refused(row, answer, value, request)
         return answer
 
-    async def _open(self, request: _Request) -> aiohttp.ClientResponse:
+    async def _open(self, request: _Request) -> Response:
         """The head of a good answer. Raises Trouble."""
         try:
             response = await self.session.send(request.outgoing)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import aiohttp
-
 from empd.connectors.failures import BadResponse
+from empd.connectors.protocol.http_short import Response
 
 
 class TooLarge(BadResponse):
     """The answer is larger than the bound."""
 
 
-async def read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+async def read_bounded(response: Response, bytes_max: int) -> bytes:
     """The whole body, unpacked. Raises TooLarge, and what aiohttp raises, with the connection closed."""
     length = response.content_length
     try:

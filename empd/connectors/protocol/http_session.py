@@ -13,6 +13,7 @@ from empd import __version__
 from empd.connectors.failures import BadResponse, ConnectorError
 from empd.connectors.protocol.auth import Credentials
 from empd.connectors.protocol.http_config import HTTPConfig
+from empd.connectors.protocol.http_short import Response, ShortWay
 from empd.connectors.protocol.identity import Identity, post_form
 
 USER_AGENT = f"empd/{__version__}"
@@ -53,6 +54,7 @@ class HTTPSession:
         slots = max(1, slots)
         self.aiohttp = _session(config, tls, config.connections_max or slots, KEEPALIVE_S)
         self._aside = _session(config, tls, slots + 1, ASIDE_KEEPALIVE_S)
+        self._short = ShortWay(self.aiohttp, USER_AGENT)
 
     async def close(self) -> None:
         """Closes all connections, and waits until TLS has said goodbye."""
@@ -60,7 +62,7 @@ class HTTPSession:
         await self.aiohttp.close()
         await self._aside.close()
 
-    async def send(self, outgoing: Outgoing) -> aiohttp.ClientResponse:
+    async def send(self, outgoing: Outgoing) -> Response:
         """The answer's head; the caller releases or closes it. Follows redirects. Raises what aiohttp raises."""
         identity = self.identity
         shown = await identity.present()
@@ -70,16 +72,14 @@ class HTTPSession:
         response.release()
         return await self._sent(outgoing, await identity.renew(shown))
 
-    async def _sent(self, outgoing: Outgoing, shown: Credentials) -> aiohttp.ClientResponse:
+    async def _sent(self, outgoing: Outgoing, shown: Credentials) -> Response:
         headers = {**outgoing.headers, **shown.headers} if shown.headers else outgoing.headers
         response = await self._exchange(outgoing, headers, shown.query)
         if response.status in _REDIRECTS and self._config.redirects_max:
             return await self._follow(outgoing, shown, response)
         return response
 
-    async def _follow(
-        self, outgoing: Outgoing, shown: Credentials, response: aiohttp.ClientResponse
-    ) -> aiohttp.ClientResponse:
+    async def _follow(self, outgoing: Outgoing, shown: Credentials, response: Response) -> Response:
         left = self._config.redirects_max
         headers, origin = outgoing.headers, origin_of(outgoing.url)
         while response.status in _REDIRECTS and "Location" in response.headers and left:
@@ -100,10 +100,13 @@ class HTTPSession:
             response = await self._exchange(outgoing, headers, {})
         return response
 
-    async def _exchange(
-        self, outgoing: Outgoing, headers: Mapping[str, str], query: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
+    async def _exchange(self, outgoing: Outgoing, headers: Mapping[str, str], query: Mapping[str, str]) -> Response:
         body, params = outgoing.body, outgoing.params
+        wants_more = params or query or outgoing.timeout or outgoing.aside or self._proxy
+        if not wants_more and (body is None or isinstance(body, bytes)):
+            head = self._short.head(outgoing.method, outgoing.url, headers, body)
+            if head is not None:
+                return await self._short.send(head, body)
         options: dict[str, Any] = {} if outgoing.timeout is None else {"timeout": outgoing.timeout}
         session = self._aside if outgoing.aside else self.aiohttp
         return await session.request(

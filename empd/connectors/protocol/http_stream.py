@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeVar
 
-import aiohttp
 import orjson
 
 from empd.connectors.failures import BadResponse
 from empd.connectors.protocol.http_body import TooLarge
+from empd.connectors.protocol.http_short import Response
 from empd.connectors.protocol.sse import Event, EventParser
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class HTTPStream:
     `aclose` ends readers that were left in the middle: else each would leave a task behind that does it.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, bytes_max: int) -> None:
+    def __init__(self, response: Response, bytes_max: int) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
         self._response = response
