@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import urllib.parse
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Collection, Mapping
+from typing import Any, NamedTuple, Self
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
@@ -30,14 +30,17 @@ from azure.storage.blob import BlobBlock, ContentSettings
 from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient, ExponentialRetry
 
 from empd.asset import AssetFailed
-from empd.assets.content import BLOCK_BYTES, Intake
+from empd.assets.content import Intake
 from empd.assets.naming import Mark, Naming, epoch_of
 from empd.assets.store import Request, Stored, check_rival, is_leftover
 from empd.errors import FailureClass
 from empd.media import HEAD_BYTES, media_type
 
-BLOCKS_AT_ONCE = 6
-"""With BLOCK_BYTES, the memory that an upload takes."""
+BLOCK_BYTES = 8 << 20
+"""What is sent in one request, and content up to this in a single one: each has a cost of its own, here and there."""
+
+BLOCKS_AT_ONCE = 5
+"""The one being read among them: with BLOCK_BYTES, the memory that an upload takes."""
 
 BLOCKS_MAX = 50_000
 CONTESTED_MAX = 10
@@ -47,6 +50,7 @@ RETRY_FIRST_S = 1
 RETRY_BASE = 2
 """The n-th further try of a request comes RETRY_FIRST_S + RETRY_BASE ** n later, give or take a second."""
 
+_PIECE_BYTES = 256 << 10
 _RETRY_AFTER_S = 30.0
 _CACHE_CONTROL = "public, max-age=31536000, immutable"
 _MISSING = {"match_condition": MatchConditions.IfMissing}
@@ -134,14 +138,16 @@ class AzureStore:
 
     async def put(self, intake: Intake, request: Request) -> Stored:
         """See Store.put."""
-        first = await intake.block()
+        first = await intake.block(BLOCK_BYTES)
         whole = len(first) < BLOCK_BYTES
         kind = media_type(first if whole else first[:HEAD_BYTES], whole)
         try:
             if whole:
                 name = await self._put_small(first, kind, intake, request)
             else:
-                name = await self._put_large(first, kind, intake, request)
+                block = _Block(first, len(first))
+                del first  # 8 MiB, once it is sent
+                name = await self._put_large(block, kind, intake, request)
         except AzureError as error:
             raise self._failure(error) from error
         url = self._container.get_blob_client(name).url.partition("?")[0]
@@ -232,7 +238,7 @@ class AzureStore:
 
     # --- many blocks -------------------------------------------------------------------------------------------------
 
-    async def _put_large(self, first: bytes, kind: str, intake: Intake, request: Request) -> str:
+    async def _put_large(self, first: _Block, kind: str, intake: Intake, request: Request) -> str:
         begun = self._container.get_blob_client(request.naming.begun(request.output, request.number))
         blocks = await self._stage(begun, first, intake)
         name = request.naming.final(request.output, intake.sha256, kind, request.hint)
@@ -251,27 +257,29 @@ class AzureStore:
                 await begun.delete_blob()
         return name
 
-    async def _stage(self, blob: BlobClient, first: bytes, intake: Intake) -> list[BlobBlock]:
+    async def _stage(self, blob: BlobClient, first: _Block, intake: Intake) -> list[BlobBlock]:
         blocks: list[BlobBlock] = []
-        free = asyncio.Semaphore(BLOCKS_AT_ONCE)
+        free = asyncio.Semaphore(BLOCKS_AT_ONCE - 1)
 
-        async def send(block_id: str, data: bytes) -> None:
-            try:
-                await blob.stage_block(block_id, data, len(data))
-            finally:
-                free.release()
+        async def send(block_id: str, block: _Block) -> None:
+            body: Any = block  # it takes asynchronous iterables, and does not say so
+            await blob.stage_block(block_id, body, block.size_bytes)
+            block.drop()
+            free.release()
 
         block = first
         try:
             async with asyncio.TaskGroup() as sending:
-                while block:
+                while block.size_bytes:
                     if len(blocks) == BLOCKS_MAX:
                         reason = f"an asset has at most {BLOCKS_MAX * BLOCK_BYTES} bytes"
                         raise AssetFailed(FailureClass.INVALID_INPUT, reason, retry=False)
-                    await free.acquire()
                     blocks.append(BlobBlock(f"{len(blocks):06d}"))
                     sending.create_task(send(blocks[-1].id, block))
-                    block = await intake.block() if len(block) == BLOCK_BYTES else b""
+                    if block.size_bytes < BLOCK_BYTES:
+                        break
+                    await free.acquire()
+                    block = await _Block.next_of(intake)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         return blocks
@@ -302,6 +310,35 @@ class AzureStore:
         if failure is FailureClass.INVALID_INPUT:
             return AssetFailed(failure, reason, retry=False)
         return AssetFailed(failure, reason, upstream=True, retry_after_s=_RETRY_AFTER_S)
+
+
+class _Block:
+    """One block as a request's body, in pieces: in one piece aiohttp would copy it behind the request's head, and TLS
+    encrypt it as a whole. With a method `read` the client would take it for a file that it cannot rewind, and try once.
+    """
+
+    def __init__(self, data: bytes | bytearray, size_bytes: int) -> None:
+        self._data = data
+        self.size_bytes = size_bytes
+
+    @classmethod
+    async def next_of(cls, intake: Intake) -> Self:
+        """The next block."""
+        room = bytearray(BLOCK_BYTES)  # not in the thread that reads: what it allocates, it keeps after use
+        return cls(room, await intake.fill(room))
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        view = memoryview(self._data)[: self.size_bytes]
+        for start in range(0, self.size_bytes, _PIECE_BYTES):
+            yield view[start : start + _PIECE_BYTES]
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: the client keeps a copy of every request that it repeats."""
+        return self
+
+    def drop(self) -> None:
+        """Lets go of the bytes; the client holds on to its requests for a while."""
+        self._data = b""
 
 
 async def _copy(source: BlobClient, target: BlobClient, condition: Mapping[str, Any]) -> None:

@@ -17,16 +17,18 @@ from empd.asset import AssetContent, AssetFailed
 from empd.errors import FailureClass
 
 BLOCK_BYTES = 2 << 20
-"""What is read and sent at once; content up to this is saved in one request."""
+"""What is read and hashed at once where the store does not ask for more."""
 
 _DATA_URL = re.compile(r"data:([^,]*?)(;base64)?,", re.IGNORECASE)
 _IN_THREAD_BYTES_MIN = 256 * 1024
 
 
 class Source(Protocol):
-    """Bytes from somewhere. `read(count)` gives at most that many, none at the end."""
+    """Bytes from somewhere. `read(count)` gives at most that many, none at the end; `fill` puts them where room is, and
+    says how many."""
 
     async def read(self, count: int) -> bytes: ...
+    async def fill(self, room: memoryview) -> int: ...
     def close(self) -> None: ...
 
 
@@ -40,6 +42,12 @@ class Memory:
         """The next bytes."""
         piece, self._view = bytes(self._view[:count]), self._view[count:]
         return piece
+
+    async def fill(self, room: memoryview) -> int:
+        """The next bytes, copied."""
+        piece, self._view = self._view[: len(room)], self._view[len(room) :]
+        room[: len(piece)] = piece
+        return len(piece)
 
     def close(self) -> None:
         """Lets go of the bytes."""
@@ -57,6 +65,17 @@ class File:
         """The next bytes, read in a thread."""
         return await asyncio.to_thread(self._file.read, count)
 
+    async def fill(self, room: memoryview) -> int:
+        """The next bytes, read in a thread to where they are wanted."""
+        return await asyncio.to_thread(self._fill, room)
+
+    def _fill(self, room: memoryview) -> int:
+        if hasattr(self._file, "readinto"):  # what is given may only look like a file
+            return int(self._file.readinto(room))
+        data = self._file.read(len(room))
+        room[: len(data)] = data
+        return len(data)
+
     def close(self) -> None:
         """Closes what was opened here."""
         if self._owned:
@@ -72,12 +91,21 @@ class Stream:
 
     async def read(self, count: int) -> bytes:
         """The rest of the last chunk, or the next chunk that is not empty."""
+        return bytes(await self._next(count))
+
+    async def fill(self, room: memoryview) -> int:
+        """The same, copied."""
+        piece = await self._next(len(room))
+        room[: len(piece)] = piece
+        return len(piece)
+
+    async def _next(self, count: int) -> memoryview:
         while not self._rest:
             try:
-                self._rest = memoryview(await anext(self._chunks))
+                self._rest = memoryview(await anext(self._chunks)).cast("B")
             except StopAsyncIteration:
-                return b""
-        piece, self._rest = bytes(self._rest[:count]), self._rest[count:]
+                break
+        piece, self._rest = self._rest[:count], self._rest[count:]
         return piece
 
     def close(self) -> None:
@@ -97,21 +125,32 @@ class Intake:
         """64 hex digits."""
         return self._hash.hexdigest()
 
-    async def block(self) -> bytes:
-        """The next BLOCK_BYTES bytes; fewer only at the end."""
-        data = await self._source.read(BLOCK_BYTES)
-        if 0 < len(data) < BLOCK_BYTES:
+    async def block(self, count: int = BLOCK_BYTES) -> bytes:
+        """The next `count` bytes; fewer only at the end."""
+        data = await self._source.read(count)
+        if 0 < len(data) < count:
             pieces, have = [data], len(data)
-            while have < BLOCK_BYTES and (piece := await self._source.read(BLOCK_BYTES - have)):
+            while have < count and (piece := await self._source.read(count - have)):
                 pieces.append(piece)
                 have += len(piece)
             data = b"".join(pieces)
+        await self._count(data)
+        return data
+
+    async def fill(self, room: bytearray) -> int:
+        """Fills `room` with the next bytes: how many; fewer than it holds only at the end."""
+        view, have = memoryview(room), 0
+        while have < len(view) and (count := await self._source.fill(view[have:])):
+            have += count
+        await self._count(view[:have])
+        return have
+
+    async def _count(self, data: bytes | memoryview) -> None:
         self.size_bytes += len(data)
         if len(data) < _IN_THREAD_BYTES_MIN:
             self._hash.update(data)
         else:
             await asyncio.to_thread(self._hash.update, data)
-        return data
 
     def close(self) -> None:
         """Closes the source."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from assets_places import Place
 
+from empd.assets.content import BLOCK_BYTES
 from tests.azurite import Azurite
 
 
@@ -18,7 +19,7 @@ def azurite() -> Iterator[Azurite]:
 
 
 @pytest.fixture(params=["local", "azure"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, azurite: Azurite) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path, azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Place:
+    # The same contents are of one block, or of several, in both stores.
+    monkeypatch.setattr("empd.assets.azure.BLOCK_BYTES", BLOCK_BYTES)
     return Place(request.param, tmp_path / "assets", azurite)
-
-    return Place("local", tmp_path / "assets", azurite)

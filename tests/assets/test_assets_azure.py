@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,20 +15,21 @@ import pytest
 from aiohttp import web
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
-from empd.asset import AssetConfig, AssetFailed, AssetRef
-from empd.assets.content import BLOCK_BYTES
+from empd.asset import AssetConfig, AssetContent, AssetFailed, AssetRef
+from empd.assets import azure
 from empd.assets.naming import Mark
 from empd.assets.saver import Saver
 from empd.errors import FailureClass
 from tests.azurite import ACCOUNT, KEY, Azurite
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
-LARGE = os.urandom(1 << 20) * (4 * BLOCK_BYTES >> 20) + b"end"
+LARGE = os.urandom(1 << 20) * (4 * azure.BLOCK_BYTES >> 20) + b"end"
+UPLOAD_BYTES_MAX = (azure.BLOCKS_AT_ONCE + 1) * azure.BLOCK_BYTES
 MARK = Mark("0123456789abcdef0123456789abcdef", 7 << 32 | 1, 3)
 T = TypeVar("T")
 
 
-async def saved(config: dict[str, Any], *contents: bytes, check: bool = True) -> list[AssetRef]:
+async def saved(config: dict[str, Any], *contents: AssetContent, check: bool = True) -> list[AssetRef]:
     """References to these contents, saved by one attempt."""
     saver = Saver(AssetConfig(**config), Path(), 0)
     try:
@@ -40,6 +42,15 @@ async def saved(config: dict[str, Any], *contents: bytes, check: bool = True) ->
         return [await assets.save(content, output=index) for index, content in enumerate(contents)]
     finally:
         await saver.close()
+
+
+async def traced(work: Awaitable[T]) -> tuple[T, int]:
+    """Its result, and the most memory that Python held for it at once."""
+    tracemalloc.start()
+    try:
+        return await work, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @contextlib.asynccontextmanager
@@ -194,22 +205,42 @@ async def through(cutter: Cutter, config: dict[str, Any], content: bytes) -> lis
 
 def test_an_upload_that_is_cut_is_taken_up_again_and_there_once(azurite: Azurite) -> None:
     azurite.store("cut")
-    cutter = Cutter(azurite.port, 3, BLOCK_BYTES // 2)
+    cutter = Cutter(azurite.port, 3, azure.BLOCK_BYTES // 2)
     config = {"provider": "azure", "container": "cut", "retries": 8}
-    [ref] = asyncio.run(through(cutter, config, LARGE))
+    [ref], peak_bytes = asyncio.run(traced(through(cutter, config, LARGE)))
     assert cutter.left == 0
+    assert peak_bytes < UPLOAD_BYTES_MAX
     assert set(azurite.blobs("cut")) == {ref.name}
     assert azurite.read("cut", ref.name) == LARGE
 
 
 def test_an_upload_that_is_always_cut_fails_and_leaves_nothing(azurite: Azurite) -> None:
     azurite.store("always-cut")
-    cutter = Cutter(azurite.port, 1_000, BLOCK_BYTES // 2)
+    cutter = Cutter(azurite.port, 1_000, azure.BLOCK_BYTES // 2)
     config = {"provider": "azure", "container": "always-cut", "retries": 0}
     with pytest.raises(AssetFailed) as caught:
         asyncio.run(through(cutter, config, LARGE))
     assert (caught.value.failure, caught.value.upstream) == (FailureClass.UNAVAILABLE, True)
     assert azurite.blobs("always-cut") == {}
+
+
+# --- many blocks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_large_file_takes_the_memory_of_a_few_blocks(azurite: Azurite, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(3 * azure.BLOCKS_AT_ONCE * azure.BLOCK_BYTES)
+    _, peak_bytes = asyncio.run(traced(saved(azurite.store("memory"), path)))
+    assert peak_bytes < UPLOAD_BYTES_MAX < 64 << 20
+
+
+def test_each_block_lies_where_it_belongs(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(azure, "BLOCK_BYTES", 300_000)
+    monkeypatch.setattr(azure, "_PIECE_BYTES", 70_000)
+    contents = [os.urandom(300_000 * blocks + rest) for blocks, rest in ((2 * azure.BLOCKS_AT_ONCE, 7), (7, 0), (1, 0))]
+    refs = asyncio.run(saved(azurite.store("blocks"), *contents))
+    assert [azurite.read("blocks", ref.name) for ref in refs] == contents
 
 
 # --- what is told of a blob ------------------------------------------------------------------------------------------

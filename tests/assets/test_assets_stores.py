@@ -58,6 +58,16 @@ async def chunks(content: bytes, size: int) -> AsyncIterator[bytes]:
         yield content[start : start + size]
 
 
+class Reader:
+    """What can be read, some bytes at a time, and does no more of what files do."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, 700_000))
+
+
 # --- names and metadata ----------------------------------------------------------------------------------------------
 
 
@@ -138,7 +148,7 @@ def test_every_kind_of_content_is_saved_whole(place: Place, tmp_path: Path, cont
     async def work(bind: Callable[..., JobAssets]) -> list[AssetRef]:
         assets = bind(1)
         kinds = [content, bytearray(content), memoryview(content), encoded, f"data:image/png;base64,{encoded}", path]
-        kinds += [io.BytesIO(content), chunks(content, 1000), chunks(content, BLOCK_BYTES + 7)]
+        kinds += [io.BytesIO(content), Reader(content), chunks(content, 1000), chunks(content, BLOCK_BYTES + 7)]
         return [await assets.save(kind, output=index) for index, kind in enumerate(kinds)]
 
     refs = with_saver(place, work)
