@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+
 from worker_broker import BrokerDouble, simulation
 
 from empd.lifecycle import Notice
@@ -46,3 +52,25 @@ def test_stop_ends_with_status_0(broker: BrokerDouble, start) -> None:
     worker = start({"noop": simulation()}).ready()
     worker.say(Notice.STOP)
     assert worker.ended() == 0
+
+
+SPEAKS = """
+from empd.worker.log import Log
+log = Log(machine="m", worker="w-0", generation=7)
+log.redact.learn(["very\\nsecret"])
+log("painted", service="paint", connector="painter", colour="blue", key="very\\nsecret", none="")
+"""
+
+
+def test_at_a_terminal_a_record_is_a_plain_line_and_elsewhere_an_object() -> None:
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run([sys.executable, "-c", SPEAKS], check=True, stderr=theirs, timeout=60)
+        at_a_terminal = os.read(ours, 4096).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert re.fullmatch(r"[-0-9]{10} [:0-9]{8},\d{3} INFO w-0 paint: painted colour=blue key=\*+\r\n", at_a_terminal)
+    elsewhere = subprocess.run([sys.executable, "-c", SPEAKS], check=True, stderr=subprocess.PIPE, timeout=60).stderr
+    record = json.loads(elsewhere)
+    assert (record["event"], record["worker"], record["connector"]) == ("painted", "w-0", "painter")
