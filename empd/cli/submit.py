@@ -242,14 +242,15 @@ def _wait_many(jobs: JobSet, how: dict[str, Any], started: float) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     ends: dict[str, int] = {}
-    columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:,.0f}/s"))
+    columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     quiet = how["json_output"] or not sys.stderr.isatty()
     console = output.console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=quiet) as progress:
-        task = progress.add_task("jobs", total=len(jobs))
+        task = progress.add_task("jobs", total=len(jobs), rate="")
         for handle in jobs.as_completed(how["wait_timeout"]):
             ends[handle.state] = ends.get(handle.state, 0) + 1
-            progress.advance(task)
+            rate = sum(ends.values()) / max(time.monotonic() - started, 1e-9)
+            progress.update(task, advance=1, rate=f"{rate:,.0f}/s")
     took_s = time.monotonic() - started
     if how["json_output"]:
         output.print_json({"jobs": len(jobs), "ends": ends, "seconds": round(took_s, 3)})

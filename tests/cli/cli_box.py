@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import shutil
 import signal
 import subprocess
@@ -50,6 +52,34 @@ class Box(NamedTuple):
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Ran(done.returncode, done.stdout, done.stderr)
+
+    def at_a_terminal(self, *arguments: str, interrupt_at: str = "") -> tuple[int, str]:
+        """Exit code and all that a person sees; Ctrl-C is pressed when `interrupt_at` shows."""
+        ours, theirs = os.openpty()
+        command = [sys.executable, "-m", "empd", *arguments]
+        environment = self.environment | {"TERM": "xterm", "COLUMNS": "120", "LINES": "50"}
+        process = subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        seen = b""
+        try:
+            while chunk := _read(ours):
+                seen += chunk
+                if interrupt_at and interrupt_at.encode() in seen:
+                    process.send_signal(signal.SIGINT)
+                    interrupt_at = ""
+        finally:
+            os.close(ours)
+        return process.wait(60), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r", "")
+
+
+def _read(terminal: int) -> bytes:
+    """What comes next; nothing when the last writer is gone."""
+    readable, _, _ = select.select([terminal], [], [], 60)
+    assert readable, "nothing was written for a minute"
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # EIO: how Linux says that nobody holds the other end
+        return b""
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:

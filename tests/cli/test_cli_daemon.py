@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,20 @@ def test_watch_follows_a_job_to_its_end(box: Box) -> None:
     assert events[-1]["event"] == "completed"
     assert {event["job"] for event in events} == {job_id}
     assert any(event["event"] == "progress" and event["fraction"] > 0 for event in events)
+
+
+def test_at_a_terminal_long_work_shows_how_far_it_is(box: Box) -> None:
+    code, seen = box.at_a_terminal("submit", "simulation", '{"duration_s": 1.5, "steps": 6}', "--wait")
+    assert (code, "Traceback" in seen) == (ExitCode.OK, False)
+    assert "━" in seen, "a bar"
+    assert '"steps": 6' in seen
+    code, seen = box.at_a_terminal("submit", "echo", "1", "--count", "600", "--wait")
+    assert (code, "Traceback" in seen) == (ExitCode.OK, False)
+    assert re.search(r"600/600.*/s", seen)
+    assert "600 completed in" in seen
+    code, seen = box.at_a_terminal("watch", interrupt_at="gpu-gpu1")
+    assert (code, "Traceback" in seen) == (ExitCode.INTERRUPTED, False)
+    assert "2 GPUs are virtual" in seen
 
 
 def test_ctrl_c_is_quiet(box: Box) -> None:
