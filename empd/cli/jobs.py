@@ -145,5 +145,5 @@ def _show_dead(status: JobStatus, full: bool) -> None:
     said = f"{error.failure}: {error.message}" if error else "no reason was kept"
     print(f"{format_id(status.id)}  {status.service}  after {status.attempts} attempts  {said}")
     if error is not None and error.evidence:
-        text = error.evidence if full else output.last_lines(error.evidence, "--full")
+        text = error.evidence if full else output.some_lines(error.evidence, "--full")
         print(_indented(text.splitlines()))

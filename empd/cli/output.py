@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_OF_FILES = 240
+LAST_COLUMN_CHARS = 24
+"""Narrower than this a text is not readable in a column."""
 EVIDENCE_LINES = 6
 
 _STYLES = {
@@ -66,7 +68,28 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
-    """A table; columns that begin with `>` are right-aligned."""
+    """A table; columns that begin with `>` are right-aligned. Where the last one has no room beside the others, what it
+    says stands below, after the first cell of its row."""
+    from rich.console import Group
+    from rich.text import Text
+
+    cells = list(rows)
+    if not cells or _room_for_last(columns, cells) >= LAST_COLUMN_CHARS:
+        return _drawn(columns, cells)
+    said = [f"{row[0]}: {row[-1]}" for row in cells if row[-1]]
+    return (
+        Group(_drawn(columns[:-1], [row[:-1] for row in cells]), *map(Text, said)) if said else _drawn(columns, cells)
+    )
+
+
+def _room_for_last(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The width that is left for the last column, or that it needs, if that is less."""
+    longest = [max(len(row[n]) for row in [[c.removeprefix(">") for c in columns], *rows]) for n in range(len(columns))]
+    left = console().width - sum(longest[:-1]) - 3 * len(columns)
+    return LAST_COLUMN_CHARS if longest[-1] <= left else left
+
+
+def _drawn(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -116,11 +139,17 @@ def status_document(status: JobStatus) -> dict[str, Any]:
     }
 
 
-def last_lines(evidence: str, whole: str) -> str:
-    """The end of a job's evidence; `whole` says how to see all of it."""
+def some_lines(evidence: str, whole: str) -> str:
+    """A few lines of a job's evidence: its end, or its beginning where that tells where it happened (a fatal error's
+    stacks have the innermost call first). `whole` says how to see all of it."""
     lines = evidence.splitlines()
     left_out = len(lines) - EVIDENCE_LINES
-    return "\n".join([f"… {left_out} lines more ({whole})", *lines[left_out:]] if left_out > 0 else lines)
+    if left_out <= 0:
+        return evidence
+    more = f"… {left_out} lines more ({whole})"
+    if "(most recent call first)" in evidence:
+        return "\n".join([*lines[:EVIDENCE_LINES], more])
+    return "\n".join([more, *lines[left_out:]])
 
 
 def time_text(wall_ns: int) -> str:

@@ -142,7 +142,7 @@ def _wait_one(client: Client, handle: JobHandle, how: dict[str, Any]) -> int:
         return ExitCode.FAILED if error else ExitCode.OK
     if error is not None:
         if isinstance(error, JobFailed) and error.evidence:
-            print(output.last_lines(error.evidence, f"empd job {handle.id}"), file=sys.stderr)
+            print(output.some_lines(error.evidence, f"empd job {handle.id}"), file=sys.stderr)
         raise error
     write_result(handle.result(0), how["target"])
     return ExitCode.OK

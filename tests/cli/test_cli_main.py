@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from rich.console import Console
 
 from empd import __version__
 from empd.cli import main, output
@@ -160,3 +162,30 @@ def test_words_for_people() -> None:
     assert [output.size(n) for n in (12, 65_536, 3 << 30)] == ["12 B", "64.0 KiB", "3.0 GiB"]
     assert output.time_text(0) == ""
     assert output.wall_ns(output.time_text(1_790_000_000_123_000_000)) // 10**6 == 1_790_000_000_123
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, width: int) -> list[str]:
+    """A table with reasons, on a terminal of this width."""
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    monkeypatch.setattr(output, "console", lambda: console)
+    rows = [("one", "a" * 20, "b" * 20, "it is busy with something else"), ("two", "a", "b", "")]
+    output.print_table(("id", "first", "second", "why"), rows)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
+
+
+def test_what_has_no_room_in_the_last_column_stands_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = shown(monkeypatch, 100)
+    assert wide[0].split() == ["id", "first", "second", "why"]
+    assert wide[-2].endswith("it is busy with something else")
+    narrow = shown(monkeypatch, 60)
+    assert narrow[0].split() == ["id", "first", "second"]
+    assert narrow[-1] == "one: it is busy with something else"
+    assert "two" in narrow[-2]
+
+
+def test_of_long_evidence_the_end_is_shown_or_where_it_happened() -> None:
+    assert output.some_lines("short", "--full") == "short"
+    lines = [f"line {number}" for number in range(20)]
+    assert output.some_lines("\n".join(lines), "--full").splitlines() == ["… 14 lines more (--full)", *lines[14:]]
+    fatal = ["ended by signal 6", "Current thread 0x1 (most recent call first):", *lines]
+    assert output.some_lines("\n".join(fatal), "--full").splitlines() == [*fatal[:6], "… 16 lines more (--full)"]
