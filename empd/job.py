@@ -21,6 +21,7 @@ SESSION_JOBS_MAX = 1 << 32
 RENEWABLE_FROM = 1 << 31
 """A session that has given out so many numbers may be renewed: another takes its place."""
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [one + two for one in _ALPHABET for two in _ALPHABET]
 _VALUES = {char: value for value, char in enumerate(_ALPHABET)}
 _VALUES.update({"i": 1, "l": 1, "o": 0})
 PRIORITY_DEFAULT = 50
@@ -67,7 +68,7 @@ class Cause(enum.IntEnum):
 
 def format_id(job_id: int) -> str:
     """A job id as people see it."""
-    return "".join(_ALPHABET[job_id >> shift & 31] for shift in range(60, -1, -5))
+    return _ALPHABET[job_id >> 60 & 31] + "".join([_PAIRS[job_id >> shift & 1023] for shift in range(50, -1, -10)])
 
 
 def parse_id(text: str) -> int:

@@ -87,12 +87,8 @@ class Calls:
         self.in_flight += 1
         try:
             limiter = self.limiter
-            if limiter is not None:
-                now_s = self._clock()
-                if limiter.earliest_s(now_s) > now_s:
-                    await self._turn(limiter, context)
-                else:
-                    limiter.book(now_s)
+            if limiter is not None and limiter.book(self._clock(), within_s=0.0) > 0:
+                await self._turn(limiter, context)
             if self._slots is None or holds_slot:
                 return await self._through(endpoint, call)
             async with self._slots:

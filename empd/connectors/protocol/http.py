@@ -12,7 +12,6 @@ A job of several calls overrides `process` and uses `await self.request(method, 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -314,7 +313,7 @@ def shown(value: Any) -> str:
 
 async def given(value: Any) -> Any:
     """The value, or what it gives when it is awaited."""
-    return await value if inspect.isawaitable(value) else value
+    return await value if hasattr(value, "__await__") else value
 
 
 def encoded(value: Any) -> bytes:

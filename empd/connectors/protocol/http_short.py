@@ -87,13 +87,13 @@ class ShortWay:
     def __init__(self, session: aiohttp.ClientSession, user_agent: str) -> None:
         self._session = session
         self._user_agent = user_agent
+        self._long = bool(session.timeout.total)
         self._read_timeout_s = session.timeout.sock_read
         self._made = functools.lru_cache(HEADS_MAX)(self._make)
 
     def head(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Head | None:
         """The head of a request that is taken; None: it goes the long way."""
-        session = self._session
-        if session.closed or session.trace_configs or session.timeout.total or (body and len(body) > BODY_BYTES_MAX):
+        if self._long or self._session.trace_configs or (body and len(body) > BODY_BYTES_MAX):
             return None
         return self._made(method, url, tuple(headers.items()), body is None)
 
@@ -112,7 +112,8 @@ class ShortWay:
 
     async def _exchange(self, request: aiohttp.ClientRequest, data: bytes) -> Answer:
         connector = self._session.connector
-        assert connector is not None
+        if connector is None:
+            raise RuntimeError("the session is closed")
         try:
             connection = await connector.connect(request, [], self._session.timeout)
         except TimeoutError as error:

@@ -81,7 +81,8 @@ class Steering:
         """When the next call may go."""
         if now_s >= self._until_s:
             self._left = math.inf
-        return max(now_s, self._held_s, now_s if self._left >= 1 else self._until_s)
+        at_s = now_s if self._left >= 1 else self._until_s
+        return max(at_s, self._held_s)
 
     def book(self, at_s: float) -> None:
         """A call goes at `at_s`."""
@@ -113,14 +114,17 @@ class RateLimiter:
         """When the next call may go."""
         at_s = max(now_s, self._last_s)
         for limit in self._limits:
-            at_s = max(at_s, limit.earliest_s(now_s))
+            earliest_s = limit.earliest_s(now_s)
+            at_s = max(at_s, earliest_s)
         return at_s
 
-    def book(self, now_s: float) -> float:
-        """Books the next turn; returns the seconds to wait for it."""
-        at_s = self._last_s = self.earliest_s(now_s)
-        for limit in self._limits:
-            limit.book(at_s)
+    def book(self, now_s: float, within_s: float = math.inf) -> float:
+        """Books the next turn, unless it is further away than that; returns the seconds to wait for it."""
+        at_s = self.earliest_s(now_s)
+        if at_s - now_s <= within_s:
+            self._last_s = at_s
+            for limit in self._limits:
+                limit.book(at_s)
         return at_s - now_s
 
     def observe(self, headers: Mapping[str, str], in_flight: int, now_s: float, wall_s: float) -> None:

@@ -66,9 +66,20 @@ class Shaped(HTTPConnector):
         return method, path if self._path is None else self._path.render(values), options
 
 
+class _Brought(dict[str, Any]):
+    """What a job brings; its id is written only for a place that names it."""
+
+    job_id = 0
+
+    def __missing__(self, name: str) -> str:
+        return format_id(self.job_id)
+
+
 def values_of(context: Context) -> dict[str, Any]:
     """What places in templates may name."""
-    return {"payload": context.payload, "job_id": format_id(context.job_id)}
+    brought = _Brought(payload=context.payload)
+    brought.job_id = context.job_id
+    return brought
 
 
 def _quoted(text: str) -> str:
