@@ -62,6 +62,11 @@ class Azurite:
         return _PORT.search(text)
 
     @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """The account's blob endpoint."""
         return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
