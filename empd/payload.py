@@ -44,7 +44,10 @@ def encode_value(value: Any) -> tuple[str, bytes | memoryview]:
         return "bytes", bytes(value)
     if isinstance(value, memoryview):
         return "bytes", value
-    return "msgpack", _pack(value)
+    try:
+        return "msgpack", _pack(value)
+    except (OverflowError, RecursionError) as error:
+        raise TypeError(f"msgpack cannot carry this value: {error}") from None
 
 
 def decode_value(encoding: str, data: bytes | memoryview) -> Any:

@@ -21,7 +21,7 @@ from empd.client.bulk import Bulk
 from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history, find_keys, no_answer
 from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed
-from empd.client.payloads import Payloads
+from empd.client.payloads import Payloads, many
 from empd.client.submissions import JOBS_PER_FRAME
 from empd.errors import FailureClass, NotRunning, Refused
 from empd.payload import BlobRef
@@ -91,7 +91,7 @@ class AsyncClient:
         """Submits a job for each payload, in frames of up to 256; waits while the window is full."""
         encode = (self._payloads or await self.connect()).encode
         jobs = AsyncJobSet(self)
-        left, keys = iter(payloads), iter(idempotency_keys or ())
+        left, keys = many(payloads), iter(idempotency_keys or ())
         conversation = self._conversation
         while chunk := list(islice(left, max(1, min(JOBS_PER_FRAME, self.window)))):
             encoded = [encode(payload) for payload in chunk]

@@ -16,7 +16,7 @@ from empd.client.conversation import Conversation
 from empd.client.endpoint import find_endpoint, find_history, find_keys, no_answer
 from empd.client.jobs import JobHandle, JobSet, deadline_after
 from empd.client.options import Identified, OptionsEncoder, SubmitOptions, as_number, listed
-from empd.client.payloads import Payloads
+from empd.client.payloads import Payloads, many
 from empd.client.pump import Pump
 from empd.client.submissions import JOBS_PER_FRAME
 from empd.errors import EmpdError, FailureClass, NotRunning, Refused
@@ -119,7 +119,7 @@ class Client:
         Raises like `submit`; the jobs before a payload that has no encoding are submitted then.
         """
         jobs = JobSet(self)
-        left, keys = iter(payloads), iter(idempotency_keys or ())
+        left, keys = many(payloads), iter(idempotency_keys or ())
         size = max(1, min(JOBS_PER_FRAME, self.window))
         encode, encode_options = self._payloads.encode, self._options.encode
         pump, conversation = self._pump, self._conversation

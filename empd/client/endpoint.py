@@ -17,10 +17,12 @@ def find_endpoint(endpoint: str | None = None) -> str:
     """The ZeroMQ endpoint to talk to: the one given, else `$EMPD_ENDPOINT`, else the one of the local settings. Where
     these say nothing and this user runs no daemon, the system's, if there is one.
 
-    Raises ConfigError when it has to look into settings and these do not tell where that is.
+    Raises ConfigError for what is no endpoint, and when settings have to be looked into that do not tell where it is.
     """
     given = endpoint or os.environ.get("EMPD_ENDPOINT")
     if given:
+        if not given.startswith(("ipc://", "tcp://")):
+            raise ConfigError([f"{given!r} is not an endpoint; accepted: ipc://PATH or tcp://HOST:PORT"])
         return given
     found, sources = settings.load_places()
     own = found.clients_endpoint

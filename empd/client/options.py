@@ -98,6 +98,16 @@ def _encode(service: str, encoding: str, options: Mapping[str, Any]) -> msgspec.
     try:
         codec.decode_options(data)
     except ProtocolError as error:
-        names = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise Refused(FailureClass.INVALID_INPUT, f"options ({names}) do not fit: {error}") from None
+        wrong = [problem for name, value in given.items() if (problem := _problem(name, value))]
+        raise Refused(FailureClass.INVALID_INPUT, "; ".join(wrong) or str(error)) from None
     return msgspec.Raw(data)
+
+
+def _problem(name: str, value: Any) -> str:
+    """What is wrong with one option; empty when it fits."""
+    try:
+        codec.decode_options(codec.encode(JobOptions(service="", **{name: value})))
+    except ProtocolError as error:
+        why = str(error).partition(": ")[2].partition(" - at ")[0]
+        return f"{name}={value!r} does not fit ({why[:1].lower()}{why[1:]})"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,14 @@ from empd.errors import BlobMissing, FailureClass, Refused
 from empd.memory.arena import Arena
 from empd.payload import BlobRef, Carried, encode_value
 from empd.wire.frames import Welcome
+
+
+def many(payloads: Iterable[Any]) -> Iterator[Any]:
+    """The payloads of several jobs. Raises TypeError for what is one payload: its parts would become jobs."""
+    if isinstance(payloads, (str, bytes, bytearray, memoryview, Mapping)):
+        kind = type(payloads).__name__
+        raise TypeError(f"submit_many takes an iterable of payloads, not one of type {kind}: use submit, or a list")
+    return iter(payloads)
 
 
 class Payloads:

@@ -39,6 +39,8 @@ def test_who_names_a_place_gets_that_place(places: Path, monkeypatch: pytest.Mon
     assert find_endpoint() == f"ipc://{places / 'mine'}/empd.sock"
     monkeypatch.setenv("EMPD_ENDPOINT", "ipc:///a/b.sock")
     assert find_endpoint() == "ipc:///a/b.sock"
+    with pytest.raises(ConfigError, match="'localhost:8780' is not an endpoint; accepted: ipc://PATH"):
+        find_endpoint("localhost:8780")
 
 
 def test_a_tcp_endpoint_needs_keys(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,12 +395,25 @@ def test_a_distant_daemon_gets_no_blobs(folder: Path) -> None:
             client.submit("s", BlobRef("ab" * 16, 4, 0)).result(60)
 
 
+def test_an_option_that_does_not_fit_is_named(folder: Path) -> None:
+    with serving(folder, ModelBroker()) as double, Client(double.endpoint) as client:
+        with pytest.raises(Refused, match=r"priority='high' does not fit \(expected `int`, got `str`\)$"):
+            client.submit("s", 1, retries=2, priority="high")  # type: ignore[arg-type]
+        with pytest.raises(Refused, match=r"retries=1\.5 does not fit .*; labels=.* does not fit"):
+            client.submit("s", 1, retries=1.5, labels={"a": 1})  # type: ignore[arg-type, dict-item]
+
+
 def test_what_has_no_encoding_is_a_type_error(folder: Path) -> None:
     with serving(folder, ModelBroker()) as double, Client(double.endpoint) as client:
         with pytest.raises(TypeError, match="a path is not read by itself"):
             client.submit("s", folder)
         with pytest.raises(TypeError):
             client.submit("s", object())
+        with pytest.raises(TypeError, match="msgpack cannot carry this value"):
+            client.submit("s", 1 << 70)
+        for one in ({"x": 1}, "text", b"bytes"):
+            with pytest.raises(TypeError, match="an iterable of payloads, not one of type"):
+                client.submit_many("s", one)
         buffer = bytearray(b"\x01")
         handle = client.submit("s", memoryview(buffer))
         buffer[0] = 2
