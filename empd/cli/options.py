@@ -10,12 +10,15 @@ import click
 
 from empd import job
 from empd.client import Client
-from empd.client.endpoint import find_endpoint
+from empd.client.endpoint import find_endpoint, is_up
+from empd.errors import NotRunning
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 as_json = click.option("--json", "json_output", is_flag=True, help="Print one JSON document.")
 endpoint = click.option("--endpoint", metavar="URL", help="The daemon's endpoint.  [default: the local daemon's]")
+STARTING_S = 60.0
+
 dry_run = click.option("--dry-run", is_flag=True, help="Only tell which jobs it would be.")
 
 DEAD = ("dead_lettered", "dead")
@@ -92,4 +95,11 @@ def selected(given: dict[str, Any]) -> dict[str, Any]:
 
 def connect(endpoint: str | None, connect_timeout_s: float = 3.0) -> Client:
     """A client of the daemon that is meant. Raises NotRunning, and ConfigError for what is no endpoint."""
-    return Client(find_endpoint(endpoint), connect_timeout_s=connect_timeout_s, name="empd cli")
+    found = find_endpoint(endpoint)
+    try:
+        return Client(found, connect_timeout_s=connect_timeout_s, name="empd cli")
+    except NotRunning:
+        if not is_up(found):
+            raise
+    # Its broker starts, or is replaced by a reload: it answers when it has read its journal.
+    return Client(found, connect_timeout_s=STARTING_S, name="empd cli")

@@ -59,8 +59,23 @@ def find_keys(endpoint: str, curve_dir: str | Path | None = None) -> Path | None
     return found
 
 
+def is_up(endpoint: str) -> bool:
+    """Whether the daemon runs although its broker may not answer just now, as far as this host can tell."""
+    if not endpoint.startswith("ipc://"):
+        return False
+    try:
+        os.kill(int((Path(endpoint.removeprefix("ipc://")).parent / "pid").read_text()), 0)
+    except PermissionError:  # another user's
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def no_answer(endpoint: str) -> NotRunning:
     """What to tell somebody whose greeting stayed without answer."""
+    if is_up(endpoint):
+        return NotRunning(f"the daemon at {endpoint} runs, but does not answer: it may be starting; its log says more")
     hint = "start it with `empd run` or set EMPD_ENDPOINT"
     if endpoint.startswith("tcp://"):
         # A server that is not the holder of server.key's secret cannot even say no.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from empd import __version__
-from empd.cli import main, output
+from empd.cli import main, options, output
 from empd.cli.codes import MEANINGS, ExitCode, code_of
 from empd.cli.commands import COMMANDS, Lazy, closest
 from empd.errors import (
@@ -189,3 +190,22 @@ def test_of_long_evidence_the_end_is_shown_or_where_it_happened() -> None:
     assert output.some_lines("\n".join(lines), "--full").splitlines() == ["… 14 lines more (--full)", *lines[14:]]
     fatal = ["ended by signal 6", "Current thread 0x1 (most recent call first):", *lines]
     assert output.some_lines("\n".join(fatal), "--full").splitlines() == [*fatal[:6], "… 16 lines more (--full)"]
+
+
+def test_a_daemon_that_runs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[float] = []
+
+    def client(endpoint: str, *, connect_timeout_s: float, name: str) -> str:
+        tries.append(connect_timeout_s)
+        if len(tries) % 2:
+            raise NotRunning("nobody answers")
+        return "a client"
+
+    monkeypatch.setattr(options, "Client", client)
+    endpoint = f"ipc://{tmp_path}/empd.sock"
+    with pytest.raises(NotRunning):
+        options.connect(endpoint)
+    tries.clear()
+    (tmp_path / "pid").write_text(f"{os.getpid()}\n")
+    assert options.connect(endpoint) == "a client"
+    assert tries == [3.0, options.STARTING_S]

@@ -263,6 +263,9 @@ def test_a_wiped_daemon_is_told_from_a_restarted_one(folder: Path) -> None:
 def test_no_daemon_is_said_in_one_line(folder: Path) -> None:
     with pytest.raises(NotRunning, match=r"no empd answers at ipc://.*; start it with `empd run` or set EMPD_ENDPOINT"):
         Client(f"ipc://{folder}/nobody.sock", connect_timeout_s=0.05)
+    (folder / "pid").write_text(str(os.getpid()))
+    with pytest.raises(NotRunning, match=r"the daemon at ipc://.* runs, but does not answer: it may be starting"):
+        Client(f"ipc://{folder}/nobody.sock", connect_timeout_s=0.05)
 
 
 def test_the_endpoint_comes_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
