@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -54,13 +57,15 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def session_to(peer: Peer, **config: Any) -> AsyncIterator[tuple[HTTPSession, str]]:
+async def session_to(
+    peer: Peer, tls: ssl.SSLContext | None = None, **config: Any
+) -> AsyncIterator[tuple[HTTPSession, str]]:
     """A session, and the peer's address."""
-    server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(peer.serve, "127.0.0.1", 0, ssl=tls)
     session = HTTPSession(HTTPConfig(**config), 4, lambda secrets: None)
     try:
         async with asyncio.timeout(60):
-            yield session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield session, f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         await session.close()
         server.close()
@@ -284,6 +289,28 @@ def test_heads_are_made_once_and_each_session_keeps_few(monkeypatch: pytest.Monk
 
     run(send, OK)
     assert len(made) == 1
+
+
+def test_tls_is_that_of_the_session(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=service"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+
+    async def known(session: HTTPSession, url: str, peer: Peer) -> None:
+        answer = await session.send(request(url))
+        assert isinstance(answer, Answer)
+        assert await answer.read() == b"done"
+
+    async def unknown(session: HTTPSession, url: str, peer: Peer) -> None:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await session.send(request(url))
+
+    assert len(run(known, OK, tls=tls, ca_file=str(certificate)).requests) == 1
+    assert len(run(known, OK, tls=tls, verify_tls=False).requests) == 1
+    assert run(unknown, OK, tls=tls).requests == []
 
 
 def test_a_closed_session_says_so() -> None:
