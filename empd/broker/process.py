@@ -250,6 +250,7 @@ class Broker:
         self.workers.lost(self._receipt_box.flush())
         self.blobs.release(take_released(self.queue.state))
         self._stream_ns = self.stream.feed(rows, now.mono_ns)
+        self.ledger.journal.checkpoint()
         if not rows or self._passes % _TRIM_EVERY_PASSES == 0:
             consumer = self.queue.state.consumers.get(HISTORY)
             if self.ledger.trim(consumer.seq if consumer else 0, now) and not rows:

@@ -42,8 +42,8 @@ _INSERT_FEW = {count: _INSERT + ", (?, ?, ?, ?, ?, ?)" * (count - 1) for count i
 _SELECT = "SELECT seq, at_ns, kind, origin, body, crc FROM rows WHERE seq >= ? ORDER BY seq LIMIT ?"
 _PAGE_BYTES = 4096
 _CHECKPOINT_BYTES = 2 << 20
-"""What one commit moves from the write-ahead log into the database, beside its own pages, is bounded by this: nothing
-leaves meanwhile. 8 MiB took it 12 ms of processor and as many of disk, 2 MiB takes 4, and all together cost the same.
+"""About so much is moved at once from the write-ahead log into the database: all wait meanwhile. 8 MiB took 12 ms of
+processor and as many of disk, 2 MiB takes 4, and all together cost the same. Commits do it past twice that.
 A thread that moves them beside the commits is no way: until SQLite 3.51.3 that can damage the file (WAL-reset bug)."""
 _LOG_BYTES = 8 << 20
 _WAL_BYTES_MAX = 64 << 20
@@ -124,6 +124,7 @@ class SqliteJournal:
         self._buffer: list[tuple[int, int, int, int, bytes, int]] = []
         self._next_seq = 1
         self._failed = ""
+        self._logged_bytes = 0  # since the last checkpoint, about
         self.first_seq = 1
         self.last_seq = 0
         self.instance = ""
@@ -264,6 +265,7 @@ class SqliteJournal:
                 if not (_is_disk_full(error) and self.release_reserve()):
                     raise
                 self._transact(trim_to)
+            self._logged_bytes += _PAGE_BYTES + sum([len(row[4]) for row in self._buffer])
             self.last_seq = self._next_seq - 1
             if trim_to is not None:
                 self.first_seq = trim_to + 1
@@ -306,6 +308,15 @@ class SqliteJournal:
         if expected < stop:
             raise JournalDamaged(f"{self._path}: row {expected} is missing. {_advice(self._path)}")
         return rows
+
+    def checkpoint(self) -> None:
+        """Moves the write-ahead log into the database once there is something to move; to be called when the pass's
+        frames are on their way, so that only the next ones wait. Errors wait for the next commit."""
+        if self._logged_bytes < _CHECKPOINT_BYTES or self._failed:
+            return
+        self._logged_bytes = 0
+        with contextlib.suppress(sqlite3.OperationalError):  # the disk is full: the log keeps what it has
+            self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def idle_work(self) -> None:
         """Work for a moment without traffic: moves the write-ahead log into the database, so that the next commits
@@ -402,7 +413,7 @@ def _pragmas(durability: Durability) -> dict[str, str]:
     return {
         "page_size": str(_PAGE_BYTES),
         "journal_mode": "WAL",
-        "wal_autocheckpoint": str(_CHECKPOINT_BYTES // _PAGE_BYTES),
+        "wal_autocheckpoint": str(2 * _CHECKPOINT_BYTES // _PAGE_BYTES),
         "synchronous": "FULL" if durability == "fsync" else "OFF",
         "journal_size_limit": str(_WAL_BYTES_MAX),
         "temp_store": "MEMORY",

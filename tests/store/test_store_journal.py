@@ -122,23 +122,42 @@ def pages_in_log(path: Path) -> int:
 
 
 @pytest.mark.parametrize("size", [500, 30_000])
-def test_what_one_commit_moves_into_the_database_is_bounded(open_journal: Opener, path: Path, size: int) -> None:
+@pytest.mark.parametrize("between", [True, False], ids=["between commits", "in commits"])
+def test_what_is_moved_into_the_database_at_once_is_bounded(
+    open_journal: Opener, path: Path, size: int, between: bool
+) -> None:
     journal = open_journal()
     log = path.with_name(path.name + "-wal")
     laid_out_bytes = log.stat().st_size
     moved: list[int] = []
     before = 0
-    for seq in range(1, 16_000_000 // (size + 4_000)):
+    for seq in range(1, 20_000_000 // (size + 4_000)):
         journal.append(rows_from(seq, 1, os.urandom(size)))
         journal.commit()
+        if between:
+            journal.checkpoint()
         pages = pages_in_log(path)
-        if pages < before:  # begun again: all that stood there was moved by the commit before
-            moved.append(before)
+        if pages < before:  # begun again: all that stood there was moved before
+            moved.append(before * 4_096)
         before = pages
-    assert len(moved) >= 2
-    own_pages = 2 + size // 4_096 + 2
-    assert max(moved) * 4_096 <= (2 << 20) + own_pages * 4_096
+    own_bytes = size + 4 * 4_096
+    assert len(moved) >= 3
+    assert min(moved) > 1 << 20
+    assert max(moved) <= ((8 << 20) // 3 if between else (4 << 20) + own_bytes)
     assert log.stat().st_size == laid_out_bytes >= 8 << 20
+
+
+def test_a_checkpoint_after_a_failed_commit_does_nothing(open_journal: Opener, path: Path) -> None:
+    journal = open_journal()
+    body = os.urandom(3 << 20)
+    journal.append(rows_from(1, 1, body))
+    journal.commit()
+    journal._failed = "the disk said no"
+    journal.checkpoint()
+    assert body[-64:] not in path.read_bytes()
+    journal._failed = ""
+    journal.checkpoint()
+    assert body[-64:] in path.read_bytes()
 
 
 def test_free_disk_is_what_the_file_system_says(open_journal: Opener, path: Path) -> None:

@@ -25,8 +25,8 @@ from empd.client.handle import Handle
 POLL_NS = 1_200_000
 """The client waits with a resolution of a millisecond; the last of it is spent polling, so that jobs go in time."""
 NAP_NS = 100_000
-"""Between two looks: who submits thousands of jobs a second would otherwise take a core for itself, from the daemon where
-there are only two. What comes or is due meanwhile is that much later, and is timed so."""
+"""Between two looks: who submits thousands of jobs a second would otherwise take a core for itself, and where there are
+only two it takes it from the daemon. What comes or is due meanwhile is that much later, and is timed so."""
 
 P99_TARGETS_MS = {50: Target(5.0, cores=4)}
 END_TIMEOUT_S = 120.0
