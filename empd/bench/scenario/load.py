@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from statistics import median
@@ -85,6 +86,7 @@ class OpenLoop:
         self._service = service
         self._payload = os.urandom(payload_bytes)
         self._chance = random.Random(seed)
+        self._nap = threading.Event()  # nobody sets it
 
     def run(self, count: int, rate: float) -> Times:
         """`count` jobs at `rate` a second (infinite: all are due at once). Raises BenchError unless all completed."""
@@ -122,7 +124,7 @@ class OpenLoop:
             client.wait_for(lambda: False, time.monotonic_ns() + left_ns - POLL_NS)
         while (left_ns := due_ns - now_ns()) > 0:
             client.poll()
-            time.sleep(min(left_ns, NAP_NS) / 1e9)
+            self._nap.wait(min(left_ns, NAP_NS) / 1e9)
 
 
 def _figures(runs: list[Times], percent: int, settings: dict[str, object]) -> Iterator[Figure]:
