@@ -17,7 +17,7 @@ from empd.connectors.failures import ConnectorError
 from empd.connectors.protocol.auth import ApiKeyAuth
 from empd.connectors.protocol.http_config import HTTPConfig
 from empd.connectors.protocol.http_session import HTTPSession, Outgoing
-from empd.connectors.protocol.http_short import BODY_BYTES_MAX, Answer, ShortWay
+from empd.connectors.protocol.http_short import BODY_BYTES_MAX, Answer, ShortWay, is_tried
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\ndone"
 LINE_END = b"\r\n"
@@ -320,3 +320,24 @@ def test_a_closed_session_says_so() -> None:
             await session.send(request(url))
 
     run(send, OK)
+
+
+@pytest.mark.parametrize(
+    ("version", "tried"),
+    [("3.9.5", False), ("3.10.11", True), ("3.14.5", True), ("3.15.0", False), ("4.0.0", False), ("next", False)],
+)
+def test_a_release_of_aiohttp_that_nobody_has_tried_goes_the_long_way(
+    version: str, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_tried(version) is tried
+    monkeypatch.setattr(aiohttp, "__version__", version)
+
+    async def way() -> bool:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+            return ShortWay(session, "empd").head("GET", "http://127.0.0.1/", {}, None) is not None
+
+    assert asyncio.run(way()) is tried
+
+
+def test_the_installed_release_is_one_that_was_tried() -> None:
+    assert is_tried(aiohttp.__version__), "try the short way with it, and say so in TRIED"

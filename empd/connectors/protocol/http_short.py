@@ -22,6 +22,11 @@ BODY_BYTES_MAX = 64 * 1024
 """A larger body is written piece by piece, as fast as it leaves."""
 
 HEADS_MAX = 128
+
+TRIED = ((3, 10), (3, 14))
+"""The first and the last release of aiohttp whose connections are known to be used so. Its parts are named in no
+promise of theirs: with any other release every request goes the long way, and is only slower.
+"""
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _REPEATED = frozenset({"GET", "PUT", "DELETE"})
 _FRAMING = frozenset({"content-length", "transfer-encoding", "content-encoding", "connection", "expect"})
@@ -81,13 +86,19 @@ Response = aiohttp.ClientResponse | Answer
 """What came back, whichever way the request went."""
 
 
+def is_tried(version: str) -> bool:
+    """Whether this release of aiohttp is one of those in `TRIED`."""
+    found = re.match(r"(\d+)\.(\d+)\.", version)
+    return found is not None and TRIED[0] <= (int(found[1]), int(found[2])) <= TRIED[1]
+
+
 class ShortWay:
     """One session's. `user_agent` as the session says it."""
 
     def __init__(self, session: aiohttp.ClientSession, user_agent: str) -> None:
         self._session = session
         self._user_agent = user_agent
-        self._long = bool(session.timeout.total)
+        self._long = bool(session.timeout.total) or not is_tried(aiohttp.__version__)
         self._read_timeout_s = session.timeout.sock_read
         self._made = functools.lru_cache(HEADS_MAX)(self._make)
 
