@@ -95,6 +95,8 @@ def _services(queue: Queue, now: Instant) -> dict[str, dict[str, Any]]:
         reasons = {offer.reason or worker.reason for worker, offer in offers} - {""}
         if service in queue.policy.services:
             reasons.update(nobody_takes(queue.state, service))
+            if not offers and _only_on_gpus(queue, service):
+                reasons.add("only GPU-bound workers offer it, one for each GPU of this box")
         else:
             reasons.add("no worker is configured for it any more")
         if waiting and not reasons and all(free_slots(queue.state, worker) <= 0 for worker, _ in offers):
@@ -107,3 +109,9 @@ def _services(queue: Queue, now: Instant) -> dict[str, dict[str, Any]]:
             "reasons": sorted(reasons),
         }
     return found
+
+
+def _only_on_gpus(queue: Queue, service: str) -> bool:
+    """Whether all workers that are configured for it need a GPU: where there is none, none of them is started."""
+    kinds = [kind for kind in queue.policy.classes if service in kind.services]
+    return bool(kinds) and all(kind.open_ended for kind in kinds)

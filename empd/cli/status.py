@@ -84,6 +84,8 @@ def render(found: dict[str, Any]) -> list[Any]:
     virtual = sum(1 for device in supervisor.get("devices", ()) if device.get("virtual"))
     if virtual:
         lines.append(Text(f"{virtual} GPUs are virtual: stand-ins on a box without one", style="yellow"))
+    if supervisor.get("without_gpu"):
+        lines.append(Text(_without_gpu(supervisor), style="yellow"))
     lines += [_services(found), _workers(found)]
     servers = [child for child in supervisor.get("children", ()) if child["kind"] == "server"]
     if servers:
@@ -123,6 +125,13 @@ def _services(found: dict[str, Any]) -> Any:
         for name, service in found["services"].items()
     ]
     return output.table(("service", ">waiting", ">oldest", ">workers", ">slots", "why"), rows)
+
+
+def _without_gpu(supervisor: dict[str, Any]) -> str:
+    """Which worker types are not there because this box has no GPU."""
+    names = ", ".join(supervisor["without_gpu"])
+    why = f" ({supervisor['devices_reason']})" if supervisor.get("devices_reason") else ""
+    return f"no GPU{why}, so no workers of {names}; `empd run --gpus virtual:1` stands in for one"
 
 
 def _down(supervisor: dict[str, Any]) -> list[str]:

@@ -317,6 +317,9 @@ class Supervisor:
             "status": self.status_line(),
             "devices": [msgspec.to_builtins(device) for device in plan.devices],
             "devices_reason": self._devices_reason,
+            "without_gpu": [
+                name for name, worker in plan.mapping.workers.items() if worker.is_gpu_bound and not plan.devices
+            ],
             "reload": self._last_reload._asdict(),
             "children": [self._child_status(member) for member in self.warden.children],
         }

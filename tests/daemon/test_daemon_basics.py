@@ -73,3 +73,16 @@ def test_help_and_version_need_no_daemon() -> None:
         ended = subprocess.run([sys.executable, "-m", "empd", *arguments], capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         assert "empd" in ended.stdout
+
+
+def test_work_that_needs_a_gpu_waits_where_there_is_none_and_status_says_why(box: Callable[..., Box]) -> None:
+    daemon = box(mapping_of(drawn=service(worker={"is_gpu_bound": True}, is_gpu_bound=True), noop=service()))
+    with daemon.client() as client:
+        assert client.submit("drawn", None).accepted(30)
+        drawn = client.status()["services"]["drawn"]
+        assert drawn["waiting"] == 1
+        assert "only GPU-bound workers offer it, one for each GPU of this box" in drawn["reasons"]
+        assert client.status()["services"]["noop"]["reasons"] == []
+    command = [sys.executable, "-m", "empd", "status", "--endpoint", f"ipc://{daemon.runtime_dir}/empd.sock"]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "no GPU (gpus = none), so no workers of drawn; `empd run --gpus virtual:1` stands in for one" in seen
