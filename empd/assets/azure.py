@@ -145,7 +145,7 @@ class AzureStore:
             if whole:
                 name = await self._put_small(first, kind, intake, request)
             else:
-                block = _Block(first, len(first))
+                block = _Block(first)
                 del first  # 8 MiB, once it is sent
                 name = await self._put_large(block, kind, intake, request)
         except AzureError as error:
@@ -203,13 +203,14 @@ class AzureStore:
 
     # --- one block ---------------------------------------------------------------------------------------------------
 
-    async def _put_small(self, data: bytes, kind: str, intake: Intake, request: Request) -> str:
+    async def _put_small(self, data: memoryview, kind: str, intake: Intake, request: Request) -> str:
         name = request.naming.final(request.output, intake.sha256, kind, request.hint)
         blob = self._container.get_blob_client(name)
         settings, metadata = _settings(kind, request), _metadata(request, intake)
+        content = bytes(data)  # other buffers would be taken for streams
 
         async def write(condition: Mapping[str, Any]) -> None:
-            await blob.upload_blob(data, overwrite=True, content_settings=settings, metadata=metadata, **condition)
+            await blob.upload_blob(content, overwrite=True, content_settings=settings, metadata=metadata, **condition)
 
         await self._contend(blob, write, request, intake.sha256)
         return name
@@ -279,7 +280,7 @@ class AzureStore:
                     if block.size_bytes < BLOCK_BYTES:
                         break
                     await free.acquire()
-                    block = await _Block.next_of(intake)
+                    block = _Block(await intake.block(BLOCK_BYTES))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         return blocks
@@ -317,20 +318,13 @@ class _Block:
     encrypt it as a whole. With a method `read` the client would take it for a file that it cannot rewind, and try once.
     """
 
-    def __init__(self, data: bytes | bytearray, size_bytes: int) -> None:
+    def __init__(self, data: memoryview) -> None:
         self._data = data
-        self.size_bytes = size_bytes
-
-    @classmethod
-    async def next_of(cls, intake: Intake) -> Self:
-        """The next block."""
-        room = bytearray(BLOCK_BYTES)  # not in the thread that reads: what it allocates, it keeps after use
-        return cls(room, await intake.fill(room))
+        self.size_bytes = len(data)
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        view = memoryview(self._data)[: self.size_bytes]
         for start in range(0, self.size_bytes, _PIECE_BYTES):
-            yield view[start : start + _PIECE_BYTES]
+            yield self._data[start : start + _PIECE_BYTES]
 
     def __deepcopy__(self, memo: object) -> Self:
         """Itself: the client keeps a copy of every request that it repeats."""
@@ -338,7 +332,7 @@ class _Block:
 
     def drop(self) -> None:
         """Lets go of the bytes; the client holds on to its requests for a while."""
-        self._data = b""
+        self._data = memoryview(b"")
 
 
 async def _copy(source: BlobClient, target: BlobClient, condition: Mapping[str, Any]) -> None:

@@ -20,14 +20,13 @@ BLOCK_BYTES = 2 << 20
 """What is read and hashed at once where the store does not ask for more."""
 
 _DATA_URL = re.compile(r"data:([^,]*?)(;base64)?,", re.IGNORECASE)
-_IN_THREAD_BYTES_MIN = 256 * 1024
+_SMALL_BYTES = 256 * 1024
+"""Less than this is not worth a thread."""
 
 
 class Source(Protocol):
-    """Bytes from somewhere. `read(count)` gives at most that many, none at the end; `fill` puts them where room is, and
-    says how many."""
+    """Bytes from somewhere. `fill` puts the next ones into a room, and says how many: none at the end."""
 
-    async def read(self, count: int) -> bytes: ...
     async def fill(self, room: memoryview) -> int: ...
     def close(self) -> None: ...
 
@@ -37,11 +36,6 @@ class Memory:
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._view = memoryview(data).cast("B")
-
-    async def read(self, count: int) -> bytes:
-        """The next bytes."""
-        piece, self._view = bytes(self._view[:count]), self._view[count:]
-        return piece
 
     async def fill(self, room: memoryview) -> int:
         """The next bytes, copied."""
@@ -61,12 +55,8 @@ class File:
         self._file = file
         self._owned = owned
 
-    async def read(self, count: int) -> bytes:
-        """The next bytes, read in a thread."""
-        return await asyncio.to_thread(self._file.read, count)
-
     async def fill(self, room: memoryview) -> int:
-        """The next bytes, read in a thread to where they are wanted."""
+        """The next bytes, read in a thread."""
         return await asyncio.to_thread(self._fill, room)
 
     def _fill(self, room: memoryview) -> int:
@@ -89,24 +79,16 @@ class Stream:
         self._chunks: AsyncIterator[bytes] = aiter(chunks)
         self._rest = memoryview(b"")
 
-    async def read(self, count: int) -> bytes:
-        """The rest of the last chunk, or the next chunk that is not empty."""
-        return bytes(await self._next(count))
-
     async def fill(self, room: memoryview) -> int:
-        """The same, copied."""
-        piece = await self._next(len(room))
-        room[: len(piece)] = piece
-        return len(piece)
-
-    async def _next(self, count: int) -> memoryview:
+        """The rest of the last chunk, or the next chunk that is not empty."""
         while not self._rest:
             try:
                 self._rest = memoryview(await anext(self._chunks)).cast("B")
             except StopAsyncIteration:
-                break
-        piece, self._rest = self._rest[:count], self._rest[count:]
-        return piece
+                return 0
+        piece, self._rest = self._rest[: len(room)], self._rest[len(room) :]
+        room[: len(piece)] = piece
+        return len(piece)
 
     def close(self) -> None:
         """The stream belongs to whoever gave it."""
@@ -125,32 +107,26 @@ class Intake:
         """64 hex digits."""
         return self._hash.hexdigest()
 
-    async def block(self, count: int = BLOCK_BYTES) -> bytes:
+    async def block(self, count: int = BLOCK_BYTES) -> memoryview:
         """The next `count` bytes; fewer only at the end."""
-        data = await self._source.read(count)
-        if 0 < len(data) < count:
-            pieces, have = [data], len(data)
-            while have < count and (piece := await self._source.read(count - have)):
-                pieces.append(piece)
-                have += len(piece)
-            data = b"".join(pieces)
-        await self._count(data)
-        return data
-
-    async def fill(self, room: bytearray) -> int:
-        """Fills `room` with the next bytes: how many; fewer than it holds only at the end."""
-        view, have = memoryview(room), 0
-        while have < len(view) and (count := await self._source.fill(view[have:])):
-            have += count
-        await self._count(view[:have])
-        return have
-
-    async def _count(self, data: bytes | memoryview) -> None:
-        self.size_bytes += len(data)
-        if len(data) < _IN_THREAD_BYTES_MIN:
+        # Room is made here: what a thread allocates to read into, it keeps. Little at first: most content is small.
+        room, have = bytearray(count if self.size_bytes else min(count, _SMALL_BYTES)), 0
+        while (have := await self._fill(room, have)) == len(room) < count:
+            begun, room = room, bytearray(min(2 * len(room), count))
+            room[:have] = begun
+        data = memoryview(room)[:have]
+        self.size_bytes += have
+        if have < _SMALL_BYTES:
             self._hash.update(data)
         else:
             await asyncio.to_thread(self._hash.update, data)
+        return data
+
+    async def _fill(self, room: bytearray, have: int) -> int:
+        view = memoryview(room)
+        while have < len(view) and (count := await self._source.fill(view[have:])):
+            have += count
+        return have
 
     def close(self) -> None:
         """Closes the source."""
@@ -162,7 +138,7 @@ async def take(content: AssetContent) -> Intake:
     if isinstance(content, (bytes, bytearray, memoryview)):
         return Intake(Memory(content))
     if isinstance(content, str):
-        if len(content) < _IN_THREAD_BYTES_MIN:
+        if len(content) < _SMALL_BYTES:
             return Intake(Memory(decode_text(content)))
         return Intake(Memory(await asyncio.to_thread(decode_text, content)))
     if isinstance(content, os.PathLike):

@@ -134,14 +134,16 @@ class LocalStore:
             self._parts.mkdir(mode=0o700, parents=True, exist_ok=True)
             return os.open(part, flags, 0o640)
 
-    async def _write(self, fd: int, block: bytes, intake: Intake) -> None:
+    async def _write(self, fd: int, block: memoryview, intake: Intake) -> None:
         checked_at = 0
         while block:
             if intake.size_bytes - checked_at >= _CHECK_BYTES:
                 checked_at = intake.size_bytes
                 await self._in_thread(functools.partial(self._check_room, len(block)))
             await self._in_thread(functools.partial(_write_all, fd, block))
-            block = await intake.block() if len(block) == BLOCK_BYTES else b""
+            if len(block) < BLOCK_BYTES:
+                break
+            block = await intake.block()
 
     # --- names and marks, in a thread --------------------------------------------------------------------------------
 
@@ -259,8 +261,7 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
+def _write_all(fd: int, view: memoryview) -> None:
     while view:
         view = view[os.write(fd, view) :]
 
