@@ -242,6 +242,7 @@ def _wait_many(jobs: JobSet, how: dict[str, Any], started: float) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     ends: dict[str, int] = {}
+    first_failure: EmpdError | None = None
     columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     quiet = how["json_output"] or not sys.stderr.isatty()
     console = output.console(stderr=True)
@@ -249,6 +250,7 @@ def _wait_many(jobs: JobSet, how: dict[str, Any], started: float) -> int:
         task = progress.add_task("jobs", total=len(jobs), rate="")
         for handle in jobs.as_completed(how["wait_timeout"]):
             ends[handle.state] = ends.get(handle.state, 0) + 1
+            first_failure = first_failure or handle.failure()
             rate = sum(ends.values()) / max(time.monotonic() - started, 1e-9)
             progress.update(task, advance=1, rate=f"{rate:,.0f}/s")
     took_s = time.monotonic() - started
@@ -257,4 +259,6 @@ def _wait_many(jobs: JobSet, how: dict[str, Any], started: float) -> int:
     else:
         summary = ", ".join(f"{count} {state}" for state, count in sorted(ends.items()))
         print(f"{summary} in {output.duration(took_s)} ({len(jobs) / max(took_s, 1e-9):,.0f} jobs/s)")
+        if first_failure is not None:
+            print(f"the first that failed: {first_failure}", file=sys.stderr)
     return ExitCode.OK if ends.get("completed") == len(jobs) else ExitCode.FAILED

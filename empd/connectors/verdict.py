@@ -6,6 +6,7 @@ By type, never by words in a message.
 from __future__ import annotations
 
 import traceback
+from types import TracebackType
 from typing import NamedTuple
 
 from empd.asset import AssetFailed
@@ -77,5 +78,13 @@ def _classify(error: BaseException) -> FailureClass:
 
 
 def _trace(error: BaseException) -> str:
-    lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-_TRACEBACK_FRAMES_MAX)
+    place = _outside(error.__traceback__) or error.__traceback__
+    lines = traceback.format_exception(type(error), error, place, limit=-_TRACEBACK_FRAMES_MAX)
     return "".join(lines)[-EVIDENCE_CHARS_MAX:]
+
+
+def _outside(place: TracebackType | None) -> TracebackType | None:
+    """The calls from the first one on that is not the daemon's own; None where all are."""
+    while place is not None and str(place.tb_frame.f_globals.get("__name__")).partition(".")[0] == "empd":
+        place = place.tb_next
+    return place

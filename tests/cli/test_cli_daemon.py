@@ -61,6 +61,9 @@ def test_submit_many(box: Box) -> None:
     assert ran.json["ends"] == {"completed": 700}
     ids = box.empd("submit", "echo", "1", "--count", "3").out.split()
     assert len(set(ids)) == 3
+    ran = box.empd("submit", "simulation", '{"fault": "fail"}', "--retries", "0", "--count", "3", "--wait")
+    assert (ran.code, ran.out.startswith("3 failed in ")) == (ExitCode.FAILED, True)
+    assert re.fullmatch(r"the first that failed: job \w{13}: internal: simulated failure\n", ran.err)
 
 
 @pytest.mark.parametrize(

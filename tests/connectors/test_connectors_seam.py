@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 import threading
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ClassVar
 
 import msgspec
@@ -25,6 +26,7 @@ from empd.connectors.context import (
     SyncContext,
     ThreadBridge,
 )
+from empd.connectors.service import callables
 from empd.connectors.service.pool import how_it_died
 from empd.connectors.service.simulation import SimulationConnector
 from empd.connectors.service.threads import WorkThreads
@@ -271,6 +273,25 @@ def test_a_verdict_keeps_what_was_given_and_shows_where_it_happened() -> None:
         raise KeyError("missing")
     except KeyError as error:
         assert "test_a_verdict_keeps" in judge(error).evidence
+
+
+def test_evidence_begins_where_an_operators_code_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "fails_here.py").write_text("def outer(payload, context):\n    return {}[payload]\n")
+    loaded = callables.load("fails_here:outer", [str(tmp_path)])
+
+    def daemon() -> str:
+        try:
+            callables.run(loaded, "missing", None)  # type: ignore[arg-type]
+        except KeyError as error:
+            return judge(error).evidence
+        return ""
+
+    # Called as the daemon calls it: all that lies above the operator's code is the daemon's own.
+    lines = FunctionType(daemon.__code__, {**globals(), "__name__": "empd.pretended"}, closure=daemon.__closure__)()
+    assert lines.splitlines()[0] == "Traceback (most recent call last):"
+    assert "fails_here.py" in lines.splitlines()[1]
+    assert "callables.py" not in lines
 
 
 @given(st.text(min_size=1, max_size=20).map(lambda text: text * 3000))
