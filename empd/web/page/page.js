@@ -4,7 +4,7 @@
 const EVERY_MS = 1000;
 const JOBS_SHOWN = 25;
 const TONES = {
-  ready: "good", completed: "good", starting: "warn", probing: "warn", draining: "warn", backoff: "warn", stopping: "warn",
+  ready: "good", completed: "good", starting: "warn", probing: "warn", draining: "warn", drained: "warn", backoff: "warn", stopping: "warn",
   cancelling: "warn", delayed: "warn", expired: "warn", cancelled: "warn", failed: "bad", dead_lettered: "bad", dead: "bad",
   killing: "bad", circuit_open: "bad",
 };
@@ -137,8 +137,10 @@ function moment(iso) {
 }
 
 function showWorkers(status) {
+  const drained = (status.broker && status.broker.drained) || [];
+  const takesNothing = (one) => one.state === "ready" && (drained.includes("*") || drained.includes(one.name));
   fill("workers", status.workers.map((one) => [
-    text(one.name), badge(one.state),
+    text(one.name), badge(takesNothing(one) ? "drained" : one.state),
     text(one.device_uuid ? `${one.device_uuid}${one.virtual ? " (virtual)" : ""}` : "CPU"),
     job(one.job), bar(one.job ? one.progress : null), number(one.jobs_done), number(one.jobs_failed),
     number(bytes(one.rss_bytes)), number(one.restarts), number(span(one.up_s)), note(workerNote(one)),
