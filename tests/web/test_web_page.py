@@ -16,7 +16,8 @@ BROWSER = Path(__file__).with_name("page_dom.js")
 def worker(name: str, **more: Any) -> dict[str, Any]:
     return {
         "name": name, "state": "ready", "device_uuid": None, "virtual": False, "job": None, "progress": None,
-        "jobs_done": 3, "jobs_failed": 1, "rss_bytes": 50 << 20, "restarts": 0, "up_s": 61.0, "last_exit": None, "broker": None, **more,
+        "jobs_done": 3, "jobs_failed": 1, "rss_bytes": 50 << 20, "restarts": 0, "up_s": 61.0,
+        "last_exit": None, "broker": None, **more,
     }  # fmt: skip
 
 
