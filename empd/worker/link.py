@@ -1,7 +1,7 @@
 """The worker's socket to the broker: a DEALER without asyncio's wrappers, read when its descriptor says so.
 
-A ZeroMQ descriptor is edge-triggered: it tells once that something changed. So every read goes on until EAGAIN, and
-every send is followed by a look at EVENTS, since sending may have consumed the edge of what has arrived.
+A ZeroMQ descriptor is edge-triggered: it tells once that something changed. So every read goes on until nothing is
+left, and every send is followed by a look at EVENTS, since sending may have consumed the edge of what has arrived.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class Link:
                 self.garbage += 1
                 continue
             self._on_frame(frame)
+            if not readable(self._socket):  # cheaper than being told by an exception
+                break
         else:
             self._loop.call_soon(self._drain)
         if self._pending:
