@@ -74,6 +74,15 @@ class AssetConfig(msgspec.Struct, frozen=True, kw_only=True):
         inner = [value for name, value in parts if name in ("AccountKey", "SharedAccessSignature")]
         return tuple(value for value in (self.key, self.sas.lstrip("?"), self.connection_string, *inner) if value)
 
+    @property
+    def place(self) -> str:
+        """Which store it is, without secrets."""
+        if self.provider == "local":
+            return self.provider
+        told = dict(part.partition("=")[::2] for part in self.connection_string.split(";"))
+        account = self.account_url.partition("?")[0] or self.account or told.get("AccountName", "")
+        return f"{self.provider} {account}/{self.container}"
+
     def problem(self) -> tuple[str, str] | None:
         """The field, and what is wrong with it beside the others; None: nothing."""
         if self.provider == "local":

@@ -4,6 +4,7 @@
     root/<folder>/.<file>.empd  its mark: whose it is, as JSON. Written before the asset is renamed into place, so after
                                 a crash it may name an attempt whose bytes never came: what follows has a higher epoch
     root/.parts/                files being written
+    root/.attempts/             see `notes.py`
 
 A folder is locked (flock) while a mark is read and an asset replaced, so of two attempts the later one always wins.
 """
@@ -29,6 +30,7 @@ from empd import clock
 from empd.asset import AssetFailed
 from empd.assets.content import BLOCK_BYTES, Intake
 from empd.assets.naming import Mark, Naming, epoch_of
+from empd.assets.notes import NOTES
 from empd.assets.store import Request, Stored, check_rival, is_leftover
 from empd.errors import FailureClass
 from empd.media import HEAD_BYTES, media_type
@@ -40,6 +42,7 @@ PART_KEPT_S = 86_400.0
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHECK_BYTES = 64 << 20
+_TORN = ".part"
 _RETRY_AFTER_S = 30.0
 
 T = TypeVar("T")
@@ -173,9 +176,12 @@ class LocalStore:
         removed = 0
         for scope in naming.scopes():
             folder, _, beginning = scope.rpartition("/")
+            _drop_torn_marks(self._root / folder)
             for path in _marked(self._root / folder, beginning):
                 name = str(path.relative_to(self._root))
                 removed += self._remove(name, functools.partial(is_leftover, name, naming.mark, keep))
+        with contextlib.suppress(OSError):  # there are others in it, or it was never made
+            os.rmdir(self._root / naming.folder)
         return removed
 
     def _remove(self, name: str, wanted: Callable[[Mapping[str, str]], bool]) -> bool:
@@ -196,7 +202,7 @@ def expire(root: Path, older_than_s: float) -> int:
     newest_s = clock.now().wall_ns / clock.NS_PER_S - older_than_s
     removed = 0
     for folder, folders, files in os.walk(root, topdown=False):
-        if PARTS in Path(folder).relative_to(root).parts:
+        if {PARTS, NOTES} & set(Path(folder).relative_to(root).parts):
             continue
         for name in files:
             path = Path(folder, name)
@@ -225,12 +231,19 @@ def _read_mark(path: Path) -> dict[str, str]:
 
 def _write_mark(path: Path, fields: dict[str, str]) -> None:
     target = _mark_path(path)
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(target.name + _TORN)
     with open(part, "wb") as file:
         file.write(msgspec.json.encode(fields))
         file.flush()
         os.fsync(file.fileno())
     os.rename(part, target)
+
+
+def _drop_torn_marks(folder: Path) -> None:
+    """Marks are written under the folder's lock: one that is half written while it is ours was its writer's last."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), _locked(folder):
+        for path in folder.glob(f".*.empd{_TORN}"):
+            path.unlink(missing_ok=True)
 
 
 def _marked(folder: Path, beginning: str) -> Iterator[Path]:

@@ -39,7 +39,8 @@ class Saver:
 
     def __init__(self, config: AssetConfig, root: Path, free_bytes_min: int) -> None:
         self.config = config
-        self._place = (root, free_bytes_min)
+        self.root = root
+        self._free_bytes_min = free_bytes_min
         self._cdn: Cdn | None = None
         self._opening = asyncio.Lock()
         self._opened = False
@@ -47,7 +48,7 @@ class Saver:
     @functools.cached_property
     def store(self) -> Store:
         """Where they go. Azure's client is large; a worker that saves nothing there does not carry it."""
-        return _store(self.config, *self._place)
+        return _store(self.config, self.root, self._free_bytes_min)
 
     async def open(self) -> None:
         """Makes ready, once, and sees that assets could be saved. Raises AssetFailed."""
@@ -65,6 +66,15 @@ class Saver:
         """Raises AssetFailed when assets could not be saved now."""
         await self.open()
         await self.store.check()
+
+    async def remove_left(self, naming: Naming) -> int:
+        """Removes what this attempt at a job, and those before it, have saved; how many. Raises AssetFailed."""
+        # Not `open`: a store with no room for more can be tidied.
+        async with self._opening:
+            if not self._opened:
+                await self.store.open()
+                self._opened = True
+        return await self.store.sweep(naming, ())
 
     async def close(self) -> None:
         """Lets go of everything."""
@@ -120,8 +130,8 @@ class JobAssets:
 
     def __init__(self, saver: Saver, naming: Naming, keeps: bool) -> None:
         self._saver = saver
-        self._naming = naming
-        self._keeps = keeps
+        self.naming = naming
+        self.keeps = keeps
         self._number = 0
         self.saved: dict[str, AssetRef] = {}
 
@@ -138,11 +148,11 @@ class JobAssets:
                 raise AssetFailed(FailureClass.INTERNAL, f"metadata {key!r} is not an identifier", retry=False)
         intake = await take(content)
         try:
-            if not self._keeps:
+            if not self.keeps:
                 return await self._measure(intake, output, name)
             await self._saver.open()
             self._number += 1
-            request = Request(self._naming, output, name, given, self._number)
+            request = Request(self.naming, output, name, given, self._number)
             stored = await self._saver.store.put(intake, request)
             # Known from here on, so that it is discarded should what follows fail.
             ref = AssetRef(
@@ -164,11 +174,11 @@ class JobAssets:
 
     async def settle(self) -> int:
         """The attempt has succeeded: removes what earlier ones left. How many were removed. Raises AssetFailed."""
-        return await self._saver.store.sweep(self._naming, self.saved.keys()) if self.saved else 0
+        return await self._saver.store.sweep(self.naming, self.saved.keys()) if self.saved else 0
 
     async def discard(self) -> int:
         """The attempt does not count: removes what it saved, where nobody has replaced it. Raises AssetFailed."""
-        mark = self._naming.mark
+        mark = self.naming.mark
         removed = await asyncio.gather(*(self._saver.store.discard(name, mark) for name in self.saved))
         self.saved.clear()
         return sum(removed)
@@ -179,7 +189,7 @@ class JobAssets:
             block = await intake.block()
         whole = len(first) == intake.size_bytes
         kind = media_type(first if whole else first[:HEAD_BYTES], whole)
-        name = self._naming.final(output, intake.sha256, kind, hint)
+        name = self.naming.final(output, intake.sha256, kind, hint)
         return AssetRef(name=name, media_type=kind, size_bytes=intake.size_bytes, sha256=intake.sha256, output=output)
 
 

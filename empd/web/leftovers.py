@@ -15,6 +15,7 @@ from empd.errors import EmpdError, NotRunning
 from empd.memory.arena import Arena
 from empd.payload import BlobRef
 from empd.queue.rows import Kind, decode_body
+from empd.result import FinishedJob
 from empd.store.history import History
 from empd.web.archive import Archive
 from empd.web.duty import Duty
@@ -87,23 +88,27 @@ class Leftovers(Duty):
 
     async def _unread(self, head_seq: int) -> set[str]:
         """Blobs of results in rows that history has not read."""
-        after_seq = self._archive.through_seq
-        used: set[str] = set()
-        if after_seq >= head_seq:
-            return used
-        if head_seq - after_seq > UNREAD_ROWS_MAX:
-            raise NotRunning("history is too far behind")
-        async with contextlib.aclosing(self._gateway.replay(after_seq + 1)) as frames:
-            async for frame in frames:
-                if isinstance(frame, Reset):
-                    raise NotRunning("rows were trimmed before history read them")
-                for seq, _, kind, _, body in frame.rows:
-                    if kind == Kind.RESULTS:
-                        jobs = [job for group in decode_body(kind, body).groups for job in group.jobs]
-                        used.update(job.result.id for job in jobs if isinstance(job.result, BlobRef))
-                    if seq >= head_seq:
-                        return used
-        raise NotRunning("the journal's rows ended early")
+        ended = await unread_ends(self._gateway, self._archive.through_seq, head_seq)
+        return {job.result.id for job in ended if isinstance(job.result, BlobRef)}
+
+
+async def unread_ends(gateway: Gateway, after_seq: int, head_seq: int) -> list[FinishedJob]:
+    """Jobs that ended in the journal's rows after `after_seq`, up to `head_seq`. Raises NotRunning where rows lack."""
+    ended: list[FinishedJob] = []
+    if after_seq >= head_seq:
+        return ended
+    if head_seq - after_seq > UNREAD_ROWS_MAX:
+        raise NotRunning("history is too far behind")
+    async with contextlib.aclosing(gateway.replay(after_seq + 1)) as frames:
+        async for frame in frames:
+            if isinstance(frame, Reset):
+                raise NotRunning("rows were trimmed before history read them")
+            for seq, _, kind, _, body in frame.rows:
+                if kind == Kind.RESULTS:
+                    ended += [job for group in decode_body(kind, body).groups for job in group.jobs]
+                if seq >= head_seq:
+                    return ended
+    raise NotRunning("the journal's rows ended early")
 
 
 def _result_blobs(history: History, after: int) -> tuple[set[str], int | None]:

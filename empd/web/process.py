@@ -25,6 +25,7 @@ from empd.memory.arena import Arena
 from empd.memory.board import Activity, Board
 from empd.web import app
 from empd.web.archive import Archive
+from empd.web.asset_leftovers import AssetLeftovers
 from empd.web.assets import AssetRetention
 from empd.web.context import Context
 from empd.web.events import Feed, Hub
@@ -109,12 +110,16 @@ class WebProcess:
         self._retention = Retention(self._archive, arena, settings)
         self._leftovers = Leftovers(gateway, self._archive, arena)
         self._asset_retention = AssetRetention(settings.assets_dir, settings.assets_keep_s)
+        self._asset_leftovers = AssetLeftovers(
+            settings.assets_dir, self._child.mapping, gateway, self._archive, settings.history_keep_s
+        )
         self._runner = web.AppRunner(app.build(self._context), access_log=None, shutdown_timeout=self._grace_s)
         await self._listen()
         self._projector.start()
         self._retention.start()
         self._leftovers.start()
         self._asset_retention.start()
+        self._asset_leftovers.start()
         asyncio.get_running_loop().add_reader(self._child.control.fileno(), self._obey)
         self._beat()
         lifecycle.send(self._child.control, Control(Notice.READY))
@@ -156,6 +161,7 @@ class WebProcess:
             await self._retention.stop()
             await self._leftovers.stop()
             await self._asset_retention.stop()
+            await self._asset_leftovers.stop()
             await self._projector.stop()
             if self._tracer.on:
                 await asyncio.wait((asyncio.ensure_future(asyncio.to_thread(self._tracer.close)),), timeout=1.0)

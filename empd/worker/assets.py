@@ -9,6 +9,7 @@ from typing import Any
 
 from empd.asset import AssetConfig, AssetContent, AssetFailed, AssetRef
 from empd.assets.naming import Mark
+from empd.assets.notes import Held, Note, hold
 from empd.assets.saver import JobAssets, Saver
 from empd.connectors.context import Context
 from empd.connectors.failures import describe
@@ -29,7 +30,7 @@ class Storage:
     def __init__(self, service: str, config: AssetConfig, root: Path, free_bytes_min: int, log: Log) -> None:
         log.redact.learn(config.secrets)
         self.on_failure: Callable[[], None] = lambda: None
-        self._service = service
+        self.service = service
         self.log = log
         self.saver = Saver(config, root, free_bytes_min)
         self._failing = False
@@ -53,7 +54,7 @@ class Storage:
         """A job could not save something."""
         if error.upstream and not self._failing:
             self._failing = True
-            self.log("assets_failed", "warning", service=self._service, reason=error.message)
+            self.log("assets_failed", "warning", service=self.service, reason=error.message)
             self.on_failure()
 
     async def close(self) -> None:
@@ -62,12 +63,18 @@ class Storage:
 
 
 class AttemptAssets:
-    """An AssetPort. `settle` or `discard` once the attempt has ended."""
+    """An AssetPort. Once the attempt has ended, `settle` and then `settled`, or `discard`.
+
+    From its first asset on it holds a note, by which what it saved is found should this process die.
+    """
 
     def __init__(self, storage: Storage, context: Context) -> None:
         self._storage = storage
         self._context = context
         self._job: JobAssets | None = None
+        self._noting = asyncio.Lock()
+        self._note: Held | None = None
+        self._whole = True
 
     async def save(
         self, content: AssetContent, *, output: int = 0, name: str = "", metadata: Mapping[str, Any] | None = None
@@ -79,9 +86,12 @@ class AttemptAssets:
                 mark = Mark(context.instance, context.job.id, context.job.epoch)
                 payload = await context.load()
                 self._job = self._job or self._storage.saver.bind(mark, payload)
+            await self._begin(self._job)
             return await self._job.save(content, output=output, name=name, metadata=metadata)
-        except AssetFailed as error:
-            self._storage.failed(error)
+        except BaseException as error:  # raised again: what was on its way may have arrived
+            self._whole = False
+            if isinstance(error, AssetFailed):
+                self._storage.failed(error)
             raise
 
     async def settle(self) -> None:
@@ -89,12 +99,40 @@ class AttemptAssets:
         if self._job is not None and self._context.job.attempt > 1:
             await self._tidy("assets_swept", self._job.settle())
 
-    async def discard(self) -> None:
-        """The attempt does not count: what it saved goes. Never raises: the attempt that counts sweeps again."""
-        if self._job is not None:
-            await self._tidy("assets_discarded", self._job.discard())
+    def settled(self, counts: bool) -> None:
+        """The outcome is durable; it `counts`, or the broker has no use for it."""
+        note, self._note = self._note, None
+        if note is not None:
+            asyncio.get_running_loop().run_in_executor(None, note.drop if counts else note.release)
 
-    async def _tidy(self, event: str, work: Coroutine[Any, Any, int]) -> None:
+    async def discard(self) -> None:
+        """The attempt does not count: what it saved goes. Never raises: what stays is found by its note."""
+        if self._job is not None:
+            gone = await self._tidy("assets_discarded", self._job.discard())
+            self.settled(gone and self._whole)
+
+    async def _begin(self, job: JobAssets) -> None:
+        async with self._noting:
+            if self._note is not None or not job.keeps:
+                return
+            config, mark = self._storage.saver.config, job.naming.mark
+            note = Note(
+                service=self._storage.service,
+                place=config.place,
+                instance=mark.instance,
+                job=mark.job_id,
+                epoch=mark.epoch,
+                attempt=self._context.job.attempt,
+                prefix=job.naming.prefix,
+                file_name=job.naming.file_name,
+            )
+            try:
+                self._note = await asyncio.to_thread(hold, self._storage.saver.root, note)
+            except OSError as error:
+                # A full disk here is no reason not to save elsewhere; only what a crash leaves may then stay.
+                self._storage.log("asset_note_failed", "warning", job=format_id(mark.job_id), reason=describe(error))
+
+    async def _tidy(self, event: str, work: Coroutine[Any, Any, int]) -> bool:
         try:
             async with asyncio.timeout(TIDY_S_MAX):
                 removed = await work
@@ -102,6 +140,7 @@ class AttemptAssets:
             self._storage.log(
                 "assets_left_over", "warning", job=format_id(self._context.job.id), reason=describe(error)
             )
-            return
+            return False
         if removed:
             self._storage.log(event, "info", job=format_id(self._context.job.id), count=removed)
+        return True

@@ -36,6 +36,9 @@ class Outbox:
         self.open = False
         """Whether outcomes may leave: the broker has answered this connection's Hello."""
 
+        self.watched: dict[Claim, Callable[[bool], None]] = {}
+        """Who is to be told when a completed job's outcome is durable (True), or not wanted (False)."""
+
     def completed(self, claim: Claim, result: Carried, usage: dict[str, float] | None) -> None:
         """A job is done."""
         size = len(result) if type(result) is bytes else 0
@@ -76,7 +79,9 @@ class Outbox:
         """Frames up to `number` are durable."""
         unsettled = self._unsettled
         while unsettled and unsettled[0].number <= number:
-            unsettled.popleft()
+            frame = unsettled.popleft()
+            if self.watched:
+                self._tell({(job.id, job.epoch) for job in frame.done}, counts=True)
 
     def resend(self) -> None:
         """Sends again what is not settled (after a reconnect), and what was collected meanwhile."""
@@ -92,6 +97,7 @@ class Outbox:
                 done[:] = [job for job in done if (job.id, job.epoch) not in found]
                 failed[:] = [job for job in failed if (job.id, job.epoch) not in found]
                 cancelled[:] = [claim for claim in cancelled if claim not in found]
+            self._tell(found, counts=False)
         return found
 
     def held(self) -> Iterable[Claim]:
@@ -105,6 +111,10 @@ class Outbox:
     def empty(self) -> bool:
         """Nothing is left to be sent or settled."""
         return not (self._count or self._unsettled or self._abandoned)
+
+    def _tell(self, claims: set[Claim], *, counts: bool) -> None:
+        for claim in claims & self.watched.keys():
+            self.watched.pop(claim)(counts)
 
     def _room(self, size: int) -> None:
         size += _JOB_BYTES

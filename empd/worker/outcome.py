@@ -57,6 +57,8 @@ class Outcomes:
         if isinstance(value, Result):
             value, usage = value.value, value.usage
         carried = await self._carry(value)
+        if isinstance(context.assets_used, AttemptAssets):
+            self.outbox.watched[claim] = context.assets_used.settled
         self.outbox.completed(claim, carried, usage)
         hosted.tally.completed += 1
 

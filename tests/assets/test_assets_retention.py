@@ -10,6 +10,7 @@ from pathlib import Path
 from empd.asset import AssetConfig, AssetRef
 from empd.assets.local import expire
 from empd.assets.naming import Mark
+from empd.assets.notes import Note, hold
 from empd.assets.saver import Saver
 
 
@@ -46,6 +47,15 @@ def test_what_is_being_written_stays(tmp_path: Path) -> None:
     os.utime(part, (1, 1))
     expire(tmp_path, 3600)
     assert part.exists()
+
+
+def test_the_notes_of_attempts_stay(tmp_path: Path) -> None:
+    about = {"service": "s", "place": "local", "instance": "a" * 32, "job": 1, "epoch": 1, "attempt": 1}
+    held = hold(tmp_path, Note(prefix="", file_name="", **about))
+    os.utime(held.path, (1, 1))
+    expire(tmp_path, 3600)
+    assert held.path.exists()
+    held.drop()
 
 
 def test_nothing_there_is_fine(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 async def pictures(payload: dict[str, Any], context: Any) -> dict[str, Any]:
     """Saves `count` files; the first attempts make others, and die or fail at the end when `ends` says so."""
     ends = payload.get("ends", {}).get(str(context.attempt), "well")
-    count = payload["count"] + (context.attempt == 1 and ends != "well")
+    count = payload["count"] + (context.attempt == 1 and ends in ("crash", "fail"))
     refs = [
         await context.assets.save(
             PNG + f"{context.attempt if ends != 'well' else 'final'}-{output}".encode(), output=output
@@ -22,6 +23,9 @@ async def pictures(payload: dict[str, Any], context: Any) -> dict[str, Any]:
     ]
     if ends == "crash":
         os.abort()
+    if ends == "wait":
+        while not Path(payload["until"]).exists():
+            await asyncio.sleep(0.01)
     if ends == "fail":
         raise RuntimeError("as it was told")
     return {"files": refs}

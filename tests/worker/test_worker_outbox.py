@@ -95,3 +95,19 @@ def test_while_closed_outcomes_wait_for_the_resend() -> None:
     wire.outbox.open = True
     wire.outbox.resend()
     assert [type(frame) for frame in wire.frames] == [frames.Done, frames.Abandoned]
+
+
+def test_who_watches_a_claim_is_told_once_whether_its_outcome_counts() -> None:
+    wire = Wire()
+    told: dict[int, bool] = {}
+    for number in range(4):
+        wire.outbox.watched[(number, 1)] = lambda counts, number=number: told.setdefault(number, counts)  # type: ignore[misc]
+        wire.outbox.completed((number, 1), b"", None)
+        wire.outbox.flush()
+    wire.outbox.settle(2)
+    assert told == {0: True, 1: True}
+    wire.outbox.drop({(2, 1), (9, 9)})
+    assert told == {0: True, 1: True, 2: False}
+    wire.outbox.settle(4)
+    assert told == {0: True, 1: True, 2: False, 3: True}
+    assert not wire.outbox.watched
