@@ -102,8 +102,15 @@ def _case(name: str, given: dict[str, Any]) -> Case:
         server=_server(url) if url else None,
         payload=payload,
         submits=given["submits"] or ("POST *",) * bool(url and payload is not NOTHING),
-        transport="tcp" if kind.protocol == "grpc" else "http",
+        transport=_transport(kind.protocol, {**api_config, **(given["config"] or {})}),
     )
+
+
+def _transport(protocol: str, api_config: dict[str, Any]) -> str:
+    """What its gate has to understand. TLS is only understood over HTTP."""
+    if protocol == "grpc":
+        return "tcp" if api_config.get("tls") else "grpc"
+    return "websocket" if protocol == "websocket" else "http"
 
 
 def _attribute(name: str) -> Any:

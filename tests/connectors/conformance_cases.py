@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -12,11 +11,9 @@ from aiohttp import web
 from empd.connectors import registry
 from empd.connectors.base import Service
 from empd.connectors.conformance import Case, Recorded, Server, builtin
-from empd.connectors.protocol import kserve
 from tests.doubles.a1111 import A1111Double
 from tests.doubles.comfyui import ComfyUIDouble
 from tests.doubles.openai_api import KEY, OpenAIDouble, picture
-from tests.doubles.triton import Triton
 from tests.services.services_comfyui import picture as graph
 from tests.services.services_comfyui import sleeping
 
@@ -158,51 +155,7 @@ A1111["A1111BatchConnector"] = _a1111(
 )
 
 
-# --- gRPC ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def triton() -> AsyncIterator[Server]:
-    double = await Triton().start()
-    try:
-        yield Server(f"http://{double.target}")
-    finally:
-        double.hold.set()
-        await double.stop()
-
-
-def _tensor(**more: Any) -> dict[str, Any]:
-    return {"inputs": [{"name": "x", "datatype": "INT32", "shape": [2], "data": [1, 2]}], **more}
-
-
-def _request(**more: Any) -> dict[str, Any]:
-    tensor = {"name": "x", "datatype": "INT32", "shape": ["2"], "contents": {"int_contents": [1, 2]}}
-    return {"model_name": "double", "inputs": [tensor], **more}
-
-
-GRPC: dict[str, dict[str, Any]] = {
-    "KServeConnector": {
-        "server": triton,
-        "transport": "tcp",
-        "api_config": {"model": "double", "connect_timeout_s": 1.0, "timeout_s": 3.0},
-        "payload": _tensor(),
-        "long_payload": _tensor(parameters={"wait": True}),
-    },
-    "AIServiceConnector": {
-        "server": triton,
-        "transport": "tcp",
-        "api_config": {
-            "method": "inference.GRPCInferenceService/ModelInfer",
-            "descriptor_set": str(Path(kserve.__file__).with_name("kserve.binpb")),
-            "connect_timeout_s": 1.0,
-            "timeout_s": 3.0,
-        },
-        "payload": _request(),
-        "long_payload": _request(parameters={"wait": {"bool_param": True}}),
-    },
-}
-
-DOUBLES = {**OPENAI, **COMFYUI, **A1111, **GRPC}
+DOUBLES = {**OPENAI, **COMFYUI, **A1111}
 
 
 def case_of(name: str) -> Case:

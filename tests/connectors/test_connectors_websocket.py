@@ -10,6 +10,7 @@ import json
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from websocket_services import (
     SOON,
@@ -214,6 +215,33 @@ def test_without_a_server_a_job_is_put_back_uncharged() -> None:
             with pytest.raises(ServiceUnavailable) as caught:
                 await run_job(connector, context_of(1))
             assert (caught.value.cause, caught.value.retry) == (Cause.UPSTREAM, True)
+
+    asyncio.run(run())
+
+
+class EndsBadly(Plain):
+    """Its greeting fails when it is broken off."""
+
+    async def on_connection_established(self, again: bool) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            raise ServiceUnavailable("broken off") from None
+
+
+def test_a_close_that_meets_the_end_of_the_connection_ends_it_for_good() -> None:
+    async def run() -> None:
+        async with peer(answers) as server:
+            config = msgspec.convert({"url": server.url, "reconnect": SOON}, EndsBadly.Config)
+            connector = EndsBadly(config, Site(service="s"))
+            await connector.open()
+            asked = asyncio.create_task(connector.check_health())
+            await until(lambda: server.connections)
+            async with asyncio.timeout(30):
+                await connector.close()
+            with pytest.raises(ServiceUnavailable):
+                await asked
+            assert len(server.connections) == 1
 
     asyncio.run(run())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import pkgutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from empd.connectors import registry
@@ -17,6 +19,7 @@ from empd.connectors.simulator.wishes import wish_of
 
 KEY_HEADER = "Idempotency-Key"
 LONG_S = 60.0
+MODELS = "/inference.GRPCInferenceService"
 ERROR_BODY = {"error": {"code": "simulated_error", "message": "an error in a good answer"}}
 _QUICK: dict[str, Any] = {"duration_s": 0.1, "steps": 4}
 _LONG: dict[str, Any] = {"duration_s": LONG_S, "steps": 100}
@@ -149,6 +152,51 @@ async def _at_work() -> AsyncIterator[Server]:
         await server.close()
 
 
+@contextlib.asynccontextmanager
+async def simulated_models() -> AsyncIterator[Server]:
+    """A pretended model server; by name, as grpcio starts threads when it is loaded."""
+    server = pkgutil.resolve_name("empd.connectors.simulator.models:SimulatedModels")()
+    await server.start()
+    try:
+        yield Server(server.url)
+    finally:
+        await server.close()
+
+
+def _models(method: str, payload: Mapping[str, Any], parameters: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """`parameters`: what makes a job of the payload a long one."""
+    api_config = {"connect_timeout_s": 1.0, "timeout_s": 20.0, **more.pop("api_config")}
+    return {
+        "server": simulated_models,
+        "transport": "grpc",
+        "api_config": api_config,
+        "payload": payload,
+        "long_payload": {**payload, "parameters": parameters},
+        "submits": (f"CALL {MODELS}/{method}",),
+        **more,
+    }
+
+
+def _inferred() -> dict[str, Any]:
+    tensor = {"name": "x", "datatype": "INT32", "shape": [2], "data": [1, 2]}
+    return _models("ModelInfer", {"inputs": [tensor]}, {"duration_s": LONG_S}, api_config={"model": "double"})
+
+
+def _streamed() -> dict[str, Any]:
+    tensor = {"name": "x", "datatype": "INT32", "shape": ["2"], "contents": {"int_contents": [1, 2]}}
+    return _models(
+        "ModelStreamInfer",
+        {"model_name": "double", "inputs": [tensor], "parameters": {"answers": {"int64_param": 4}}},
+        {"duration_s": {"double_param": LONG_S}},
+        api_config={
+            "method": f"{MODELS.lstrip('/')}/ModelStreamInfer",
+            "descriptor_set": str(Path(registry.__file__).with_name("protocol") / "kserve.binpb"),
+            "result": "/infer_response/outputs/0/contents/int_contents",
+        },
+        error_body=b"\n\x0cit is broken",  # Triton's way: a stream whose status is OK, and field 1 has an error
+    )
+
+
 _CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "SimulationConnector": _simulation,
     "PythonConnector": lambda: {
@@ -166,6 +214,8 @@ _CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "SSEConnector": _followed,
     "SimulationWebsocketConnector": lambda: _socket({}),
     "CustomWebSocketConnector": lambda: _socket(_MESSAGES),
+    "KServeConnector": _inferred,
+    "AIServiceConnector": _streamed,
 }
 
 

@@ -5,17 +5,20 @@ A gate needs nothing of the service behind it, so that any service will do: a si
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
-from aiohttp import WSMsgType, web
+from aiohttp import web
+
+from empd.connectors.conformance.talk import Talk, abort
 
 BODY_BYTES_MAX = 256 << 20
 ALWAYS = 1 << 30
@@ -54,7 +57,8 @@ class Fault:
 
     `status`: this answer instead of the service's, with `headers` and `body`; where `tells` it repeats what it was sent
     as credentials. `cut`: half of the answer. `lost`: the service gets the request, and the answer is lost. `held`: it
-    waits here until the event is set.
+    waits here until the event is set. Over gRPC a status becomes its code (`code`: this one), headers are trailers, and
+    half of an answer is half of its messages; `stalled`: after them nothing comes.
     """
 
     places: tuple[str, ...] = ("*",)
@@ -66,10 +70,12 @@ class Fault:
     cut: bool = False
     lost: bool = False
     held: asyncio.Event | None = None
+    code: str = ""
+    stalled: bool = False
     struck: int = 0
 
 
-class Gate:
+class Gate(abc.ABC):
     """What all gates can do. `requests` are those that came."""
 
     def __init__(self, url: str) -> None:
@@ -78,6 +84,14 @@ class Gate:
         self.down = False
         self.requests: list[Recorded] = []
         self.faults: list[Fault] = []
+
+    @abc.abstractmethod
+    async def start(self) -> Self:
+        """Listens on a free port of loopback."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Lets go of everything."""
 
     def inject(self, fault: Fault) -> Fault:
         """The fault strikes from now on."""
@@ -88,6 +102,14 @@ class Gate:
         """The requests that fit one of the patterns."""
         return [request for request in self.requests if fits(request.place, places)]
 
+    def strikes(self, request: Recorded) -> Fault | None:
+        """The fault that this request meets."""
+        for fault in self.faults:
+            if fault.struck < fault.times and fits(request.place, fault.places):
+                fault.struck += 1
+                return fault
+        return None
+
     def break_all(self) -> None:
         """Breaks every connection, and any new one: as a service that is gone, or a machine that died."""
         self.down = True
@@ -96,9 +118,6 @@ class Gate:
         """Lets everything through again."""
         self.down = False
 
-    async def close(self) -> None:
-        """Lets go of everything."""
-
 
 def fits(place: str, places: tuple[str, ...]) -> bool:
     """Whether method and path fit one of the patterns."""
@@ -106,7 +125,11 @@ def fits(place: str, places: tuple[str, ...]) -> bool:
 
 
 class HTTPGate(Gate):
-    """For HTTP and WebSocket."""
+    """For HTTP and WebSocket. `talk` is what is said over the latter."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.talk = Talk(self._said)
 
     async def start(self) -> Self:
         """Listens on a free port of loopback."""
@@ -136,7 +159,7 @@ class HTTPGate(Gate):
         """See Gate.break_all."""
         super().break_all()
         for transport in tuple(self._transports):
-            _abort(transport)
+            abort(transport)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         transport = request.transport
@@ -160,7 +183,7 @@ class HTTPGate(Gate):
             self._transports.discard(transport)
 
     async def _answer(self, request: web.Request, recorded: Recorded) -> web.StreamResponse:
-        fault = self._strikes(recorded)
+        fault = self.strikes(recorded)
         if fault is not None and fault.held is not None:
             await fault.held.wait()
         if fault is not None and fault.status:
@@ -192,13 +215,6 @@ class HTTPGate(Gate):
             await response.write_eof()
             return response
 
-    def _strikes(self, recorded: Recorded) -> Fault | None:
-        for fault in self.faults:
-            if fault.struck < fault.times and fits(recorded.place, fault.places):
-                fault.struck += 1
-                return fault
-        return None
-
     async def _broken(
         self, request: web.Request, recorded: Recorded, whole: bytes | None, head: tuple[int, list[tuple[str, str]]]
     ) -> None:
@@ -213,36 +229,16 @@ class HTTPGate(Gate):
         raise _broken(request.transport)
 
     async def _socket(self, request: web.Request, recorded: Recorded) -> web.StreamResponse:
-        protocols = request.headers.get("Sec-WebSocket-Protocol", "")
-        names = tuple(name.strip() for name in protocols.split(",") if name.strip())
-        headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name.lower() not in _PER_HOP and not name.lower().startswith("sec-websocket")
-        }
+        protocols, headers = _of_handshake(request)
         async with self._session.ws_connect(
-            self._origin + request.raw_path, headers=headers, protocols=names, max_msg_size=0
+            self._origin + request.raw_path, headers=headers, protocols=protocols, max_msg_size=0, autoping=False
         ) as outside:
             recorded.reached, recorded.status = True, 101
-            inside = web.WebSocketResponse(protocols=names, max_msg_size=0)
-            await inside.prepare(request)
-            pumps = [
-                asyncio.ensure_future(_pump(inside, outside, self._sent)),
-                asyncio.ensure_future(_pump(outside, inside, _unseen)),
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
-            with contextlib.suppress(ConnectionError, RuntimeError):
-                await inside.close()
-        return inside
+            return await self.talk.carry(request, outside)
 
-    def _sent(self, text: str) -> None:
+    def _said(self, frame: str | bytes) -> None:
         """Notes a message of the connector's, by its type."""
-        recorded = Recorded("SEND", "", {}, text.encode())
+        recorded = Recorded("SEND", "", {}, frame.encode() if isinstance(frame, str) else frame)
         value = recorded.value()
         recorded.path = str(value.get("type", "")) if isinstance(value, dict) else ""
         recorded.reached, recorded.status, recorded.ended = True, 200, "answered"
@@ -252,31 +248,20 @@ class HTTPGate(Gate):
 _JSON = {"Content-Type": "application/json"}
 
 
-def _unseen(text: str) -> None:
-    """What the service says is not noted."""
-
-
-async def _pump(source: Any, target: Any, note: Callable[[str], None]) -> None:
-    async for message in source:
-        if message.type is WSMsgType.TEXT:
-            note(message.data)
-        if message.type is WSMsgType.TEXT:
-            await target.send_str(message.data)
-        elif message.type is WSMsgType.BINARY:
-            await target.send_bytes(message.data)
-
-
-def _abort(transport: asyncio.BaseTransport) -> None:
-    if isinstance(transport, asyncio.Transport):
-        transport.abort()
-    else:
-        transport.close()
+def _of_handshake(request: web.Request) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The subprotocols that a handshake offers, and the headers that are its own."""
+    protocols = request.headers.get("Sec-WebSocket-Protocol", "")
+    headers = {
+        name: value
+        for name, value in request.headers.items()
+        if name.lower() not in _PER_HOP and not name.lower().startswith("sec-websocket")
+    }
+    return tuple(name.strip() for name in protocols.split(",") if name.strip()), headers
 
 
 def _broken(transport: asyncio.BaseTransport | None) -> asyncio.CancelledError:
     """Breaks the connection that a handler answers on; what is returned ends the handler when it is raised."""
-    if transport is not None:
-        _abort(transport)
+    abort(transport)
     return asyncio.CancelledError()
 
 
@@ -345,6 +330,3 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.transport.abort()
-
-
-GATES: dict[str, type[HTTPGate | TCPGate]] = {"http": HTTPGate, "websocket": HTTPGate, "tcp": TCPGate}

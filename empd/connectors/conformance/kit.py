@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
-from empd.connectors.conformance.checks import faults, jobs, life, recovery
+from empd.connectors.conformance.checks import faults, jobs, life, messages, recovery
 from empd.connectors.conformance.words import Case, Failed, Finding, NotClaimed, Outcome
 from empd.connectors.conformance.world import World
 from empd.connectors.failures import describe
@@ -43,7 +43,9 @@ _ALL = (
     (jobs, "cancel_neighbour"),
     (recovery, "resume", "same_submission"),
     (faults, "transient_fault", "lasting_fault", "final_fault", "retry_after_seconds", "retry_after_date"),
-    (faults, "cut_answer", "error_in_good_answer", "bounded_answer", "no_secret"),
+    (faults, "cut_answer", "stalled_answer", "status_codes", "error_in_good_answer", "bounded_answer", "no_secret"),
+    (messages, "garbage_messages", "foreign_messages", "repeated_messages"),
+    (messages, "dropped_connection", "half_closed_connection", "silent_connection"),
 )
 
 CHECKS: dict[str, Check] = {

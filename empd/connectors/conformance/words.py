@@ -67,8 +67,8 @@ class Case:
     (`"POST /jobs/*/cancel"`). `identity` names the upstream work that a request submits, `error_body` is a failure
     as the service tells it with status 200. `waived`: check → why it cannot be asked of this service.
     `ways`: how many calls of a kind of their own share the place of a submission, each with its tries.
-    `transport`: `http`; `websocket`, where each message is a request (`"SEND job"`, by its `type`); or `tcp`, for what
-    can only be broken off.
+    `transport`: `http`; `websocket`, where each message is a request (`"SEND job"`, by its `type`); `grpc`, where each
+    call is one (`"CALL /package.Service/Method"`, the error body its bytes); or `tcp`, for what can only be broken off.
     """
 
     connector: type[Service]

@@ -18,7 +18,9 @@ import msgspec
 from empd.asset import AssetContent, AssetRef
 from empd.connectors import registry
 from empd.connectors.base import Cancellable, Result, Resumable, Service, Site
-from empd.connectors.conformance.gate import GATES, Fault, Gate, Recorded
+from empd.connectors.conformance.gate import Fault, Gate, HTTPGate, Recorded
+from empd.connectors.conformance.gates import gate_for
+from empd.connectors.conformance.talk import Talk
 from empd.connectors.conformance.words import NOTHING, Case, Failed, NotClaimed, Server
 from empd.connectors.context import Context, JobDetails, JobView
 from empd.connectors.endpoints import Endpoints
@@ -229,12 +231,20 @@ class World:
         return self.gates[-1]
 
     @property
-    def http(self) -> Gate:
+    def calls(self) -> Gate:
         """The same, where faults can be injected into single requests."""
         gate = self.gate
-        if self.case.transport != "http":
-            raise NotClaimed(f"what is said over {self.case.transport} cannot be changed on its way")
+        if self.case.transport not in ("http", "grpc"):
+            raise NotClaimed(f"over {self.case.transport} there are no single requests to answer")
         return self.counted(gate)
+
+    @property
+    def talk(self) -> Talk:
+        """What is said through the gate, where faults can be injected into single messages."""
+        gate = self.gate
+        if self.case.transport != "websocket" or not isinstance(gate, HTTPGate):
+            raise NotClaimed(f"over {self.case.transport} there are no single messages to change")
+        return gate.talk
 
     def counted(self, gate: Gate) -> Gate:
         """The gate, where it can tell submissions from what else is asked. Raises NotClaimed."""
@@ -244,7 +254,7 @@ class World:
 
     async def new_gate(self) -> Gate:
         """Another way to the same service, for connectors made from now on."""
-        gate = GATES[self.case.transport](self.server.url)
+        gate = gate_for(self.case.transport, self.server.url)
         await gate.start()
         self._stack.push_async_callback(gate.close)
         self.gates.append(gate)
@@ -321,7 +331,7 @@ class World:
         """An attempt at a job that does not end by itself while a check takes."""
         if self.case.long_payload is not NOTHING:
             return self.attempt(connector, self.case.long_payload, job_id=job_id)
-        self.http.inject(Fault(self.case.submits, times=1, held=asyncio.Event()))
+        self.calls.inject(Fault(self.case.submits, times=1, held=asyncio.Event()))
         return self.attempt(connector, job_id=job_id)
 
     async def until(self, condition: Callable[[], Any], what: str, attempt: Attempt | None = None) -> None:

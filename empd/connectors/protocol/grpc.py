@@ -164,7 +164,8 @@ class GRPCConnector(Service):
             try:
                 return await self._shown(call, context, may_repeat)
             except grpc.aio.AioRpcError as error:
-                raise self._trouble(error.code().name, error.details(), error.trailing_metadata()) from error
+                # Not `from error`: its text holds the details as they came, which may repeat credentials.
+                raise self._trouble(error.code().name, error.details(), error.trailing_metadata()) from None
             except asyncio.CancelledError:
                 # grpcio says so too when it was the server that cancelled.
                 task = asyncio.current_task()

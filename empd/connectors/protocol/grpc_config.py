@@ -23,6 +23,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 ATTEMPTS_MAX = 5
 """gRPC itself makes no more."""
 
+BACKOFF_S_MIN = 0.01
+"""A call whose back-off comes to less than a millisecond, with its jitter, gRPC forgets: it waits for its deadline."""
+
 KEEPALIVE_TIMEOUT_S = 10
 
 _IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d+")
@@ -113,8 +116,8 @@ def service_config(retry: RetryConfig) -> dict[str, Any]:
     if attempts > 1:
         policy = {
             "maxAttempts": attempts,
-            "initialBackoff": f"{retry.base_s:.3f}s",
-            "maxBackoff": f"{retry.cap_s:.3f}s",
+            "initialBackoff": f"{max(retry.base_s, BACKOFF_S_MIN):.3f}s",
+            "maxBackoff": f"{max(retry.cap_s, BACKOFF_S_MIN):.3f}s",
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }

@@ -149,6 +149,9 @@ class KeptSocket:
                 event, error = await self._connect(error)
             elif action is LinkAction.SERVE:
                 event, error = await self._serve()
+                if self._keeper is None:
+                    # Before Python 3.13 a task group that ends by an error forgets a cancel that came meanwhile.
+                    raise asyncio.CancelledError
             else:
                 wait_s = delay_s(self._options.reconnect, self._link.attempt, None, math.inf, random.random())
                 if wait_s is None:

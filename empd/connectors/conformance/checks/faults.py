@@ -20,6 +20,27 @@ CALLS_MAX = 10
 """Calls of one place that an attempt may make of a service that only fails, where its configuration names no number."""
 
 ASKED_S = 600
+STALLED_S = 0.5
+FINAL_CODES = (
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "OUT_OF_RANGE",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNIMPLEMENTED",
+)
+PASSING_CODES = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "CANCELLED",
+    "INTERNAL",
+    "UNKNOWN",
+    "DATA_LOSS",
+)
 LARGE_BYTES = 4 << 20
 PLANTED = "conformance-planted-secret-3f9c1b"
 
@@ -35,7 +56,7 @@ def _most_calls(world: World) -> int:
 
 async def transient_fault(world: World) -> str:
     """A fault that passes is tried again, here or by the queue."""
-    world.http.inject(Fault(world.case.submits, times=1, status=503))
+    world.calls.inject(Fault(world.case.submits, times=1, status=503))
     attempt = world.attempt(await world.opened())
     found = await attempt.outcome()
     if isinstance(found, ConnectorError):
@@ -47,7 +68,7 @@ async def transient_fault(world: World) -> str:
 
 async def lasting_fault(world: World) -> str:
     """A fault that stays leads to a bounded number of calls, and the queue may try later."""
-    world.http.inject(Fault(world.case.submits, status=503))
+    world.calls.inject(Fault(world.case.submits, status=503))
     error = await world.attempt(await world.opened()).error()
     calls, most = _most_calls(world), _calls_max(world) * world.case.ways
     if calls > most:
@@ -62,7 +83,7 @@ async def final_fault(world: World) -> str:
     seen = []
     for number, status in enumerate((400, 401), start=1):
         before = len(world.submissions())
-        fault = world.http.inject(Fault(world.case.submits, status=status))
+        fault = world.calls.inject(Fault(world.case.submits, status=status))
         error = await world.attempt(await world.opened(), job_id=number).error()
         fault.times = 0
         calls = max(Counter(request.place for request in world.submissions()[before:]).values(), default=0)
@@ -85,7 +106,7 @@ async def retry_after_date(world: World) -> str:
 
 
 async def _obeyed(world: World, asked: str) -> str:
-    world.http.inject(Fault(world.case.submits, status=429, headers={"Retry-After": asked}))
+    world.calls.inject(Fault(world.case.submits, status=429, headers={"Retry-After": asked}))
     attempt = world.attempt(await world.opened())
     await asyncio.wait([attempt.task], timeout=2)
     if _most_calls(world) > world.case.ways:
@@ -102,7 +123,7 @@ async def _obeyed(world: World, asked: str) -> str:
 
 async def cut_answer(world: World) -> str:
     """An answer that is cut is a failure, or is taken up where it broke off; never a result."""
-    _ = world.http
+    _ = world.calls
     connector = await world.opened()
     whole = msgspec.msgpack.encode(await world.attempt(connector).value())
     world.gate.inject(Fault(cut=True))
@@ -114,22 +135,59 @@ async def cut_answer(world: World) -> str:
     return "taken up where it broke off, and whole"
 
 
+async def status_codes(world: World) -> str:
+    """Each status code of gRPC is a failure, and only what may pass is tried again."""
+    if world.case.transport != "grpc":
+        raise NotClaimed("no status codes but those of HTTP")
+    for number, code in enumerate((*FINAL_CODES, *PASSING_CODES), start=1):
+        before = len(world.submissions())
+        fault = world.calls.inject(Fault(world.case.submits, code=code))
+        error = await world.attempt(await world.opened(), job_id=number).error()
+        fault.times = 0
+        calls = len(world.submissions()) - before
+        if calls > (_calls_max(world) if code == "UNAVAILABLE" else 1) * world.case.ways:
+            raise Failed(f"{code} was asked for {calls} times")
+        if error.retry is (code in FINAL_CODES):
+            raise Failed(
+                f"{code} is {'to be tried again' if error.retry else 'final to it'} ({error.failure}): {error}"
+            )
+    return f"{len(FINAL_CODES)} final, {len(PASSING_CODES)} to be tried again"
+
+
+async def stalled_answer(world: World) -> str:
+    """An answer that stops in the middle ends with the call's deadline, as a failure that may pass."""
+    if world.case.transport != "grpc" or not world.has("timeout_s"):
+        raise NotClaimed("its calls have no deadline")
+    gate = world.calls
+    connector = await world.opened(timeout_s=STALLED_S)
+    gate.inject(Fault(world.case.submits, stalled=True))
+    attempt = world.attempt(connector)
+    error = await attempt.error()
+    if not error.retry:
+        raise Failed(f"it is final to it: {error}")
+    await world.until(lambda: all(call.ended != "open" for call in world.submissions()), "the call to be given up")
+    return f"{error.failure}: {error}"
+
+
 async def error_in_good_answer(world: World) -> str:
     """An error in an answer with status 200 is a failure."""
     if world.case.error_body is None:
         raise NotClaimed("the case names no error body")
-    world.http.inject(Fault(world.case.submits, status=200, body=msgspec.json.encode(world.case.error_body)))
+    told = world.case.error_body
+    body = told if isinstance(told, bytes) else msgspec.json.encode(told)
+    world.calls.inject(Fault(world.case.submits, status=200, body=body))
     error = await world.attempt(await world.opened()).error()
     return f"{error.failure}: {error}"
 
 
 async def bounded_answer(world: World) -> str:
     """An answer above the limit is refused, not read."""
-    if not world.has("response_bytes_max"):
-        raise NotClaimed("its configuration has no response_bytes_max")
+    key = next((key for key in ("response_bytes_max", "message_bytes_max") if world.has(key)), None)
+    if key is None:
+        raise NotClaimed("its configuration has neither response_bytes_max nor message_bytes_max")
     body = b'{"filler": "' + b"x" * LARGE_BYTES + b'"}'
-    world.http.inject(Fault(world.case.submits, status=200, body=body))
-    error = await world.attempt(await world.opened(response_bytes_max=LARGE_BYTES // 16)).error()
+    world.calls.inject(Fault(world.case.submits, status=200, body=body))
+    error = await world.attempt(await world.opened(**{key: LARGE_BYTES // 16})).error()
     if _most_calls(world) > world.case.ways:
         raise Failed(f"it fetched what is too large {_most_calls(world)} times")
     return f"{error.failure}: {error}"
@@ -138,7 +196,7 @@ async def bounded_answer(world: World) -> str:
 async def no_secret(world: World) -> str:
     """No secret stands in logs, failures, evidence, reports or checkpoints."""
     config, secrets = _planted(world)
-    gate = world.http
+    gate = world.gate if world.case.transport == "websocket" else world.calls
     connector = await world.opened(**config)
     await world.attempt(connector).outcome()
     if isinstance(connector, DescribesService):
@@ -148,6 +206,9 @@ async def no_secret(world: World) -> str:
             _keep(world, error)
     for number, status in enumerate((401, 500, 429), start=2):
         fault = gate.inject(Fault(("*",), status=status, tells=True))
+        if world.case.transport == "websocket":  # credentials are shown, and refused, when it connects
+            gate.break_all()
+            await gate.mend()
         _keep(world, await world.attempt(connector, job_id=number).outcome())
         await connector.probe()
         world.said.append(connector.reason)

@@ -57,7 +57,7 @@ async def cancel_running(world: World) -> str:
 
 async def cancel_while_submitting(world: World) -> str:
     """A cancel that comes while the submission is under way leaves no work behind."""
-    gate = world.http
+    gate = world.calls
     door = asyncio.Event()
     connector = await world.opened()
     if world.case.long_payload is not NOTHING:

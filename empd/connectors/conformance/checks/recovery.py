@@ -31,7 +31,7 @@ async def resume(world: World) -> str:
 
 async def same_submission(world: World) -> str:
     """A submission whose answer was lost with its worker is the same one when it is sent again."""
-    _ = world.http
+    _ = world.calls
     connector = await world.opened()
     claims = world.case.identity is not None or bool(world.setting("idempotency_header"))
     fault = world.gate.inject(Fault(world.case.submits, lost=True))
