@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+from empd.connectors.failures import ConnectorError
 from empd.lifecycle import Child, ChildKind, Control, Notice, send
 from empd.worker.lanes import Lanes
 from empd.worker.outbox import Outbox
 
 POLL_S = 0.01
+CATCH_UP_S_MAX = 5.0
 SETTLE_S_MAX = 5.0
 STOP_SHARE = 0.5
 """The part of `term_grace_s` that jobs have to stop, so that a stopped worker ends before it is killed."""
@@ -28,16 +31,24 @@ class Way(enum.StrEnum):
 class Leaving:
     """Takes nothing, lets work end, waits until it is settled, then calls `on_left`.
 
-    `on_change()` is called when what may be taken has changed.
+    `on_change()` is called when what may be taken has changed; `caught_up()` returns when the broker has read it, and
+    all that it had sent before has come.
     """
 
     def __init__(
-        self, child: Child, lanes: Lanes, outbox: Outbox, on_change: Callable[[], None], on_left: Callable[[], None]
+        self,
+        child: Child,
+        lanes: Lanes,
+        outbox: Outbox,
+        on_change: Callable[[], None],
+        caught_up: Callable[[], Awaitable[object]],
+        on_left: Callable[[], None],
     ) -> None:
         self._child = child
         self._lanes = lanes
         self._outbox = outbox
         self._on_change = on_change
+        self._caught_up = caught_up
         self._on_left = on_left
         self._stop_s = child.settings.term_grace_s * STOP_SHARE
         self._task: asyncio.Task[None] | None = None
@@ -81,6 +92,11 @@ class Leaving:
     async def _leave(self, limit_s: float) -> None:
         if self.way is Way.STOPPING:
             self._lanes.stop_all("drain")
+        else:
+            # What is assigned meanwhile is not known to be refused: a worker that left now would leave it behind.
+            with contextlib.suppress(TimeoutError, ConnectorError):
+                async with asyncio.timeout(CATCH_UP_S_MAX):
+                    await self._caught_up()
         idle = await self._within(limit_s, lambda: not self._lanes.busy)
         if not idle and self.way is not Way.STOPPING:
             self._lanes.stop_all("drain")

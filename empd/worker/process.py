@@ -122,7 +122,8 @@ class Worker:
         self._lanes = Lanes(
             self._kind.max_concurrent_jobs, outcomes, lambda error: self._log("lane_lost", "error", reason=repr(error))
         )
-        self._leaving = Leaving(child, self._lanes, self._outbox, self._offer, lambda: self._end(0))
+        caught_up = functools.partial(self._requests.state_get, "")  # frames are answered in order
+        self._leaving = Leaving(child, self._lanes, self._outbox, self._offer, caught_up, lambda: self._end(0))
         self._services = {name: self._host(name, arena) for name in dict.fromkeys(self._routes.values())}
         self._activities.watch(self._lanes, [hosted.tally for hosted in self._services.values()])
         self._handlers: dict[type, Callable[[Any], object]] = {

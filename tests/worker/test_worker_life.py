@@ -132,6 +132,18 @@ def test_drain_finishes_what_runs_settles_and_says_so(broker: BrokerDouble, star
     assert worker.ended() == 0
 
 
+def test_what_was_assigned_before_the_broker_heard_of_the_drain_is_done(broker: BrokerDouble, start) -> None:
+    worker = start({"s": simulation()}, slots=2).ready()
+    broker.answering = False
+    worker.say(Notice.DRAIN, 30)
+    asked = broker.wait(frames.StateGet)[0]
+    claim = broker.assign("s", [None])[0]
+    broker.send(frames.StateValue(asked.request, 0, b""))
+    assert broker.result(claim)
+    worker.notice(Notice.DRAINED)
+    assert worker.ended() == 0
+
+
 def test_a_drain_can_be_taken_back(broker: BrokerDouble, start) -> None:
     worker = start({"s": simulation(duration_s=5.0), "noop": simulation()}, slots=2).ready()
     claim = broker.assign("s", [None])[0]

@@ -50,6 +50,7 @@ class BrokerDouble:
         self.peer = b""
         self.frames: list[frames.Frame] = []
         self.settling = True
+        self.answering = True
         self.welcoming = True
         self.epoch = 1 << 32
         self.abandon: list[tuple[int, int]] = []
@@ -89,6 +90,8 @@ class BrokerDouble:
             self.frames.append(frame)
             if isinstance(frame, frames.WorkerHello) and self.welcoming:
                 self.send(frames.WorkerWelcome(frames.VERSION, 1, "0" * 32, self.abandon))
+            if isinstance(frame, frames.StateGet) and not frame.key and self.answering:
+                self.send(frames.StateValue(frame.request, 0, b""))
             if isinstance(frame, frames.Done) and self.settling:
                 self.send(frames.Settled(frame.number))
         while self.telemetry.poll(0):
