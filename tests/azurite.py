@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 import shutil
 import signal
@@ -10,10 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
 from azure.storage.blob import BlobServiceClient
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.box import WAIT_S, wait_until
 
@@ -23,15 +28,18 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Azurite's account and key are the same everywhere, and no secret."""
 
-_PORT = re.compile(r"successfully listens? on http://127\.0\.0\.1:(\d+)")
+_PORT = re.compile(r"successfully listens? on https?://127\.0\.0\.1:(\d+)")
 
 
 class Azurite:
-    """A running blob service; `in_memory` ones hold little, others lie in a temporary folder."""
+    """A running blob service; `in_memory` ones hold little, others lie in a temporary folder. With `oauth` it speaks
+    TLS, by a certificate of its own (`ca_file`), and takes tokens: it looks at their lifetime, issuer and audience."""
 
-    def __init__(self, *, in_memory: bool = True) -> None:
+    def __init__(self, *, in_memory: bool = True, oauth: bool = False) -> None:
         assert MAIN.exists(), f"{MAIN} is missing: `make test` installs it"
         self.folder = Path(tempfile.mkdtemp(prefix="empd-azurite-", dir="/tmp"))
+        self.ca_file = self.folder / "certificate.pem"
+        self._scheme = "https" if oauth else "http"
         self._log = self.folder / "log"
         options = [
             "--blobHost",
@@ -43,6 +51,10 @@ class Azurite:
             "--disableTelemetry",
         ]
         options += ["--inMemoryPersistence"] if in_memory else ["--location", str(self.folder)]
+        if oauth:
+            key_file = self.folder / "key.pem"
+            make_certificate(self.ca_file, key_file)
+            options += ["--oauth", "basic", "--cert", str(self.ca_file), "--key", str(key_file)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [str(HOME / "node"), str(MAIN), *options],
@@ -69,12 +81,14 @@ class Azurite:
     @property
     def url(self) -> str:
         """The account's blob endpoint."""
-        return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+        return f"{self._scheme}://127.0.0.1:{self.port}/{ACCOUNT}"
 
     @property
     def connection_string(self) -> str:
         """What a client of Azure takes."""
-        return f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={self.url};"
+        return (
+            f"DefaultEndpointsProtocol={self._scheme};AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={self.url};"
+        )
 
     def store(self, container: str, **more: Any) -> dict[str, Any]:
         """An entry of the mapping's `assets`; the container is made where it is missing."""
@@ -85,7 +99,8 @@ class Azurite:
     @contextlib.contextmanager
     def client(self) -> Iterator[BlobServiceClient]:
         """Microsoft's own client."""
-        with BlobServiceClient.from_connection_string(self.connection_string) as client:
+        verify = str(self.ca_file) if self._scheme == "https" else True
+        with BlobServiceClient.from_connection_string(self.connection_string, connection_verify=verify) as client:
             yield client
 
     def blobs(self, container: str) -> dict[str, dict[str, str]]:
@@ -114,3 +129,22 @@ class Azurite:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def make_certificate(certificate_file: Path, key_file: Path) -> None:
+    """A certificate for 127.0.0.1 that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 from azure.core import MatchConditions
 from azure.core.exceptions import (
     AzureError,
+    ClientAuthenticationError,
     HttpResponseError,
     ResourceExistsError,
     ResourceModifiedError,
@@ -298,6 +299,9 @@ class AzureStore:
     def _failure(self, error: AzureError) -> AssetFailed:
         """The verdict on an error: by its code, then by its status, then by its type."""
         where = f"container {self._account.container!r}"
+        if isinstance(error, ClientAuthenticationError) and error.response is None:
+            reason = f"{where}: no credentials from this machine's identity: {_identity_problem(error.message)}"
+            return AssetFailed(FailureClass.AUTH, reason, upstream=True, retry_after_s=_RETRY_AFTER_S)
         if not isinstance(error, HttpResponseError) or error.response is None:
             late = isinstance(error, ServiceResponseTimeoutError)
             failed = FailureClass.TIMEOUT if late else FailureClass.UNAVAILABLE
@@ -349,6 +353,12 @@ async def _copy(source: BlobClient, target: BlobClient, condition: Mapping[str, 
 def _code(error: HttpResponseError) -> str:
     code = getattr(error, "error_code", None) or ""
     return str(getattr(code, "value", code))
+
+
+def _identity_problem(message: str) -> str:
+    """What azure-identity says of the machine; it also tells of each of a developer's tools that it has tried."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason is told"]
+    return next((line for line in lines if line.startswith("ManagedIdentityCredential")), lines[0])
 
 
 def _settings(kind: str, request: Request) -> ContentSettings:
