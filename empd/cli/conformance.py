@@ -38,7 +38,7 @@ def _json(_: click.Context, parameter: click.Parameter, text: str | None) -> Any
 @click.option("--config", callback=_json, help="Its api_config, as JSON.")
 @click.option("--url", default="", help="A server of your own; faults are injected between it and the connector.")
 @click.option("--payload", callback=_json, help="A job to submit, as JSON; without one nothing is submitted.")
-@click.option("--submits", multiple=True, help="Requests that submit work, such as 'POST /jobs'.")
+@click.option("--submits", multiple=True, help="Requests that submit work: 'POST /jobs', 'SEND job', 'CALL /a.B/C'.")
 @click.option("--live", is_flag=True, help="Ask the mapping's own service too.")
 @click.option("--list", "list_them", is_flag=True, help="Show the checks and the connectors that bring a server.")
 @options.as_json
@@ -96,20 +96,23 @@ def _case(name: str, given: dict[str, Any]) -> Case:
         raise click.UsageError(str(error)) from None
     url = given["url"] or url
     payload = NOTHING if given["payload"] is None else given["payload"]
+    api_config = {**api_config, **(given["config"] or {})}
+    transport = _transport(kind.protocol, api_config)
+    guessed = ("POST *",) if url and payload is not NOTHING and transport == "http" else ()
     return Case(
         connector=kind,
-        api_config={**api_config, **(given["config"] or {})},
+        api_config=api_config,
         server=_server(url) if url else None,
         payload=payload,
-        submits=given["submits"] or ("POST *",) * bool(url and payload is not NOTHING),
-        transport=_transport(kind.protocol, {**api_config, **(given["config"] or {})}),
+        submits=given["submits"] or guessed,
+        transport=transport,
     )
 
 
 def _transport(protocol: str, api_config: dict[str, Any]) -> str:
     """What its gate has to understand. TLS is only understood over HTTP."""
     if protocol == "grpc":
-        return "tcp" if api_config.get("tls") else "grpc"
+        return "tcp" if api_config.get("tls") is not None else "grpc"
     return "websocket" if protocol == "websocket" else "http"
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from empd.cli.conformance import PROTOCOLS
+from empd.cli.conformance import PROTOCOLS, _transport
 from empd.cli.main import run
 from empd.connectors.conformance import CHECKS
+from empd.connectors.simulator.websocket import SimulatedWebSocket
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD = """
@@ -50,6 +54,47 @@ def test_a_built_in_connector_is_proved_in_a_terminal(capsys: pytest.CaptureFixt
     told = capsys.readouterr().out
     assert all(name in told for name in CHECKS)
     assert "not claimed" in told
+
+
+@pytest.mark.parametrize(
+    ("protocol", "api_config", "transport"),
+    [
+        ("grpc", {}, "grpc"),
+        ("grpc", {"tls": {}}, "tcp"),
+        ("websocket", {}, "websocket"),
+        ("http", {}, "http"),
+        ("local", {}, "http"),
+    ],
+)
+def test_a_gate_understands_what_a_connector_speaks(protocol: str, api_config: dict[str, Any], transport: str) -> None:
+    assert _transport(protocol, api_config) == transport
+
+
+def test_a_service_behind_a_websocket_is_proved_at_its_url(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started, stop = threading.Event(), threading.Event()
+    found: list[str] = []
+
+    async def serve() -> None:
+        server = SimulatedWebSocket()
+        found.append(await server.start())
+        started.set()
+        await asyncio.to_thread(stop.wait)
+        await server.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert started.wait(60)
+        url = found[0].replace("ws://", "http://")
+        name, payload = "SimulationWebsocketConnector", '{"duration_s": 0.05, "steps": 3}'
+        code, outcomes = checked(capsys, name, "--url", url, "--payload", payload)
+    finally:
+        stop.set()
+        thread.join()
+    proved = ("one_job", "garbage_messages", "repeated_messages", "dropped_connection", "silent_connection")
+    assert {outcomes[check] for check in proved} == {"passed"}
+    assert [check for check, outcome in outcomes.items() if outcome == "failed"] == []
+    assert code == 0
 
 
 def test_a_case_of_ones_own_that_fails_is_exit_code_1(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
