@@ -69,6 +69,10 @@ class Held:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        # Who was stopped while it looked for notes must not keep them from the next look.
+        self.release()
+
 
 def hold(root: Path, note: Note) -> Held:
     """Makes a note, durable when this returns. Raises OSError."""

@@ -72,7 +72,8 @@ class Saver:
         # Not `open`: a store with no room for more can be tidied.
         async with self._opening:
             if not self._opened:
-                await self.store.open()
+                # Who only tidies may have to import its client first, which takes a while.
+                await (await asyncio.to_thread(lambda: self.store)).open()
                 self._opened = True
         return await self.store.sweep(naming, ())
 

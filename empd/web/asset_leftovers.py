@@ -26,6 +26,7 @@ from empd.web.gateway import Gateway
 from empd.web.leftovers import unread_ends
 
 EVERY_S = 5.0
+TAKES_S_MAX = 600.0
 NOTES_AT_ONCE = 256
 
 
@@ -54,17 +55,22 @@ class AssetLeftovers(Duty):
     async def _run(self) -> None:
         while True:
             try:
-                self.removed += await self.sweep()
+                async with asyncio.timeout(TAKES_S_MAX):
+                    self.removed += await self.sweep()
             except (EmpdError, OSError):
-                # The broker is away, history is being rebuilt, or the disk is in trouble; the notes stay.
+                # The broker is away or slow, history is being rebuilt, or the disk is in trouble; the notes stay.
                 pass
             await asyncio.sleep(EVERY_S)
 
     async def sweep(self) -> int:
         """Looks at the notes of dead attempts once; how many assets it removed. Raises NotRunning."""
-        found = await asyncio.to_thread(lambda: list(itertools.islice(left(self._root), NOTES_AT_ONCE)))
-        if not found:
-            return 0
+        notes = left(self._root)
+        removed = 0
+        while found := await asyncio.to_thread(lambda: list(itertools.islice(notes, NOTES_AT_ONCE))):
+            removed += await self._look_at(found)
+        return removed
+
+    async def _look_at(self, found: Sequence[Held]) -> int:
         savers: dict[str, Saver] = {}
         removed = 0
         try:

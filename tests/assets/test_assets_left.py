@@ -177,23 +177,23 @@ class Answers:
         )
 
 
-def left_by(place: Place, epoch: int = 5, attempt: int = 1) -> str:
+def left_by(place: Place, epoch: int = 5, attempt: int = 1, job: int = 7) -> str:
     """The name of what a dead attempt has saved."""
 
     async def save() -> str:
         saver = place.saver()
-        naming = Mark("ab" * 16, 7, epoch)
+        naming = Mark("ab" * 16, job, epoch)
         ref = await saver.bind(naming, None).save(b"of %d" % epoch)
-        hold(place.root, note_of(saver.config.place, epoch, attempt)).release()
+        hold(place.root, note_of(saver.config.place, epoch, attempt, job)).release()
         await saver.close()
         return ref.name
 
     return asyncio.run(save())
 
 
-def note_of(where: str, epoch: int, attempt: int) -> Note:
+def note_of(where: str, epoch: int, attempt: int, job: int) -> Note:
     return Note(
-        service="s", place=where, instance="ab" * 16, job=7, epoch=epoch, attempt=attempt, prefix="", file_name=""
+        service="s", place=where, instance="ab" * 16, job=job, epoch=epoch, attempt=attempt, prefix="", file_name=""
     )
 
 
@@ -242,6 +242,13 @@ def test_of_two_attempts_the_later_ones_files_stay(place: Place) -> None:
     assert early not in place.names()
     assert late in place.names()
     assert list((place.root / NOTES).iterdir()) == []
+
+
+def test_notes_of_jobs_that_go_on_do_not_hide_the_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("empd.web.asset_leftovers.NOTES_AT_ONCE", 1)
+    names = {job: left_by(place, job=job) for job in range(1, 6)}
+    assert round_of(place, Answers(alive=[1, 2, 3], ended=[(4, Outcome.DEAD, 1), (5, Outcome.DEAD, 1)])) == 2
+    assert place.names() & set(names.values()) == {names[job] for job in (1, 2, 3)}
 
 
 def test_a_note_of_what_nobody_remembers_goes_in_the_end_and_its_files_stay(place: Place) -> None:

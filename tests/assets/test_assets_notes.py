@@ -54,6 +54,8 @@ def test_a_note_is_found_only_when_its_writer_has_died(tmp_path: Path) -> None:
     assert list(left(tmp_path)) == []  # it is held by who found it
     found.release()
     found.release()
+    del found
+    assert len(list(left(tmp_path))) == 1  # and nobody keeps what was found
     (again,) = left(tmp_path)
     again.drop()
     assert names(tmp_path) == set()

@@ -94,6 +94,7 @@ def test_a_worker_killed_while_its_call_waits_hits_no_neighbour_and_shows_the_do
             wait_until(lambda: len(server.pending) == 2, "the successor's call")
             server.gate.set()
             assert len(handle.result(60)["images"]) == 1
+            assert "may have arrived" in client.job(handle.id).status().doubt
     finally:
         server.page = True
         server.gate.set()
