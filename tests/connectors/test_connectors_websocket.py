@@ -222,7 +222,10 @@ def test_without_a_server_a_job_is_put_back_uncharged() -> None:
 class EndsBadly(Plain):
     """Its greeting fails when it is broken off."""
 
+    greets = False
+
     async def on_connection_established(self, again: bool) -> None:
+        self.greets = True
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
@@ -236,7 +239,7 @@ def test_a_close_that_meets_the_end_of_the_connection_ends_it_for_good() -> None
             connector = EndsBadly(config, Site(service="s"))
             await connector.open()
             asked = asyncio.create_task(connector.check_health())
-            await until(lambda: server.connections)
+            await until(lambda: connector.greets)
             async with asyncio.timeout(30):
                 await connector.close()
             with pytest.raises(ServiceUnavailable):

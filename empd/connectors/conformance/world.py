@@ -242,9 +242,14 @@ class World:
     def talk(self) -> Talk:
         """What is said through the gate, where faults can be injected into single messages."""
         gate = self.gate
-        if self.case.transport != "websocket" or not isinstance(gate, HTTPGate):
+        if not isinstance(gate, HTTPGate):
             raise NotClaimed(f"over {self.case.transport} there are no single messages to change")
         return gate.talk
+
+    @property
+    def has_one_socket(self) -> bool:
+        """Whether all jobs share one WebSocket, and nothing else is said; else their own ones tell beside HTTP."""
+        return self.case.transport == "websocket"
 
     def counted(self, gate: Gate) -> Gate:
         """The gate, where it can tell submissions from what else is asked. Raises NotClaimed."""

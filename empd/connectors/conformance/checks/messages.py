@@ -81,9 +81,12 @@ async def half_closed_connection(world: World) -> str:
 
 async def silent_connection(world: World) -> str:
     """A connection that stays and is silent, also to heartbeats, is a broken one when the deadline has passed."""
-    if not all(map(world.has, HEARTBEAT)):
+    _ = world.talk
+    if all(map(world.has, HEARTBEAT)):
+        return await _broken(world, "silent", **HEARTBEAT)
+    if world.has_one_socket:
         raise NotClaimed("its configuration has no heartbeat")
-    return await _broken(world, "silent", **HEARTBEAT)
+    return await _broken(world, "silent")
 
 
 async def _unmoved(world: World, change: Callable[[Frame], Iterable[Frame]], how: str) -> str:
@@ -94,17 +97,17 @@ async def _unmoved(world: World, change: Callable[[Frame], Iterable[Frame]], how
     whole = await _whole(world, connector)
     connections = _connections(world)
     others = None
-    if world.case.submits and world.case.long_payload is not NOTHING:
+    if world.has_one_socket and world.case.submits and world.case.long_payload is not NOTHING:
         others = world.long_job(connector, job_id=9)
         await world.until(lambda: len(world.submissions()) > 1, "the submission", others)
     talk.fault = fault = MessageFault(change)
     for attempt in [world.attempt(connector, job_id=number) for number in (2, 3)]:
-        _same(await (await _over(attempt)).value(), whole)
+        _same(world, await (await _over(attempt)).value(), whole)
     if not fault.struck:
         raise NotClaimed("the service says nothing that could be changed")
-    _same(await (await _over(world.attempt(connector, job_id=4))).value(), whole)
+    _same(world, await (await _over(world.attempt(connector, job_id=4))).value(), whole)
     talk.fault = None
-    if _connections(world) > connections:
+    if world.has_one_socket and _connections(world) > connections:
         raise Failed("it gave up the connection, which all jobs share")
     _begun_once(world, 4 + (others is not None))
     if others is not None:
@@ -128,9 +131,9 @@ async def _broken(world: World, how: Break, **config: Any) -> str:
     attempt = await _over(world.attempt(connector, job_id=2))
     if not fault.struck:
         raise NotClaimed("the service says too little for a break in mid-job")
-    said = await _outcome(attempt, whole)
+    said = await _outcome(world, attempt, whole)
     talk.fault = None
-    _same(await (await _over(world.attempt(connector, job_id=3))).value(), whole)
+    _same(world, await (await _over(world.attempt(connector, job_id=3))).value(), whole)
     _begun_once(world, 3)
     return f"{said}; the next job was well"
 
@@ -143,25 +146,29 @@ async def _over(attempt: Attempt) -> Attempt:
     return attempt
 
 
-async def _outcome(attempt: Attempt, whole: bytes) -> str:
+async def _outcome(world: World, attempt: Attempt, whole: bytes) -> str:
     """Taken up, or a failure that lets the job come again."""
     found = await attempt.outcome()
     if isinstance(found, ConnectorError):
         if not found.retry:
             raise Failed(f"the job is given up for good: {found}")
         return f"it comes again ({found.failure})"
-    _same(found, whole)
+    _same(world, found, whole)
     return "it was taken up"
 
 
 async def _whole(world: World, connector: Service) -> bytes:
     if world.case.payload is NOTHING:
         raise NotClaimed("no payload to submit")
-    return msgspec.msgpack.encode(await world.attempt(connector).value())
+    whole = msgspec.msgpack.encode(await world.attempt(connector).value())
+    if not world.talk.told:
+        raise NotClaimed("its service says nothing over a WebSocket")
+    return whole
 
 
-def _same(value: Any, whole: bytes) -> None:
-    if msgspec.msgpack.encode(value) != whole:
+def _same(world: World, value: Any, whole: bytes) -> None:
+    """A result that HTTP gives may name the job."""
+    if world.has_one_socket and msgspec.msgpack.encode(value) != whole:
         raise Failed(f"the result is another: {value!r:.200}")
 
 
