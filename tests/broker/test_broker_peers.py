@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,36 @@ def test_a_peer_that_does_not_read_is_owed_a_bounded_number_of_bytes(pair: Pair,
         received += len(dealer.recv())
     wait_until(lambda: pair.router.send(b"silent", bytes(size)), "the peer that has read to be served again")
     assert len(dealer.recv()) == size
+
+
+def test_what_came_while_something_was_sent_is_found(pair: Pair) -> None:
+    """Sending may take in the word that a frame has come, and then no descriptor tells of it."""
+    dealer = pair.peer(b"both")
+    [descriptor] = pair.router.descriptors
+    told = select.poll()
+    told.register(descriptor, select.POLLIN)
+    for number in range(50):
+        assert pair.router.receive() == [], "found empty"
+        assert not pair.router.ready()
+        dealer.send(b"%d" % number)
+        assert told.poll(30_000), "an empty socket's descriptor tells of the next frame"
+        pair.router.send(b"both", b"answer")
+        assert pair.router.ready() or told.poll(0)
+        assert pair.router.receive() == [(b"both", b"%d" % number)]
+
+
+def test_a_message_of_other_than_two_parts_is_an_empty_frame(pair: Pair) -> None:
+    dealer = pair.peer(b"parts")
+    dealer.send_multipart([b"one", b"two", b"three"])
+    dealer.send(b"four")
+    found: list[tuple[bytes, bytes]] = []
+
+    def received() -> bool:
+        found.extend(pair.router.receive())
+        return len(found) == 2
+
+    wait_until(received, "both messages")
+    assert found == [(b"parts", b""), (b"parts", b"four")]
 
 
 def test_a_peer_that_reads_is_never_refused(pair: Pair) -> None:

@@ -87,3 +87,38 @@ def test_a_consumer_that_is_gone_is_forgotten(journal: SqliteJournal) -> None:
     wire.refusing = wire.gone = True
     assert stream.feed(commit(journal, 3), NS_PER_S) is None
     assert stream.cursors() == {}
+
+
+def test_what_was_just_committed_is_fed_without_reading_it_back(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = Wire()
+    stream = Stream(wire, journal)  # type: ignore[arg-type]
+    stream.subscribe(ME, frames.Subscribe("history", 1))
+    monkeypatch.setattr(journal, "read_from", lambda seq, limit: pytest.fail("read back"))
+    assert stream.feed(commit(journal, 2), NS_PER_S) is None
+    assert wire.seqs() == [1, 2]
+    wanted_ns = None
+    for _ in range(3):
+        wanted_ns = stream.feed(commit(journal, 2), NS_PER_S + 1)
+    assert wire.seqs() == [1, 2], "the rest is gathered"
+    assert wanted_ns is not None
+    assert stream.feed([], wanted_ns) is None
+    assert wire.seqs() == list(range(1, 9))
+
+
+@pytest.mark.parametrize("count", [1, 200], ids=["few", "more than are kept"])
+def test_rows_that_were_not_kept_are_read_from_the_journal(journal: SqliteJournal, count: int) -> None:
+    wire = Wire()
+    stream = Stream(wire, journal)  # type: ignore[arg-type]
+    stream.subscribe(ME, frames.Subscribe("history", 1))
+    stream.feed(commit(journal, 1), NS_PER_S)
+    wire.refusing = True
+    stream.feed(commit(journal, 2), 2 * NS_PER_S)
+    journal.carry_and_trim([Row(4, 1, 16, 0, b"carried")], 1)  # a row that no pass has decided
+    stream.feed(commit(journal, count), 2 * NS_PER_S + 1)
+    wire.refusing = False
+    wanted_ns: int | None = 3 * NS_PER_S
+    while wanted_ns is not None:
+        wanted_ns = stream.feed([], wanted_ns)
+    assert wire.seqs() == list(range(1, 5 + count))
