@@ -33,6 +33,27 @@ def test_a_killed_child_is_replaced_at_once_in_the_same_slot(daemon: Daemon):
     assert daemon.child("w-1")["restarts"] == 0
 
 
+_WAITS_FOR_THE_BROKER = """
+import pathlib, time
+events, until_s = pathlib.Path(__file__).with_name("events.jsonl"), time.monotonic() + 30
+while not events.exists() or '"ready"' not in events.read_text():
+    if time.monotonic() > until_s:
+        raise RuntimeError("nobody became ready")
+    time.sleep(0.01)
+"""
+
+
+def test_the_broker_begins_while_what_the_others_need_is_loaded(daemon: Daemon):
+    (daemon.folder / "waits_for_the_broker.py").write_text(_WAITS_FOR_THE_BROKER)
+    daemon.environment["PYTHONPATH"] += f":{daemon.folder}"
+    daemon.start(preload=["waits_for_the_broker"])
+    assert "not preloaded" not in daemon.stderr
+    assert [(each["what"], each["name"]) for each in daemon.events()][:2] == [
+        ("entered", "broker"),
+        ("ready", "broker"),
+    ]
+
+
 def test_the_broker_gets_the_picture_first_and_then_hears_of_every_death_and_start(daemon: Daemon):
     daemon.start()
     names = {each["slot"]: each["name"] for each in daemon.status()["children"]}
