@@ -253,20 +253,22 @@ def state_of(daemon: Box) -> str:
 
 
 def test_a_rolling_reload_fails_no_job(box: Callable[..., Box]) -> None:
+    """Nor is one charged: none may be tried again at its own cost. What the broker assigned in the moment in which it
+    was replaced may not have arrived; it is assigned again, which counts as an attempt that nobody is charged for."""
     worker = {"instances": 3, "max_concurrent_jobs": 2}
     daemon = box(mapping_of(s=service(worker=worker, api_config={"duration_s": 0.01})))
     assert daemon.process is not None
     names = [f"s-{n}" for n in range(3)]
     before = {daemon.pid(name) for name in names}
     with daemon.client() as client:
-        jobs = [client.submit("s", {}) for _ in range(20)]
+        jobs = [client.submit("s", {}, retries=0) for _ in range(20)]
         daemon.process.send_signal(signal.SIGHUP)
         while any(is_alive(pid) for pid in before):
             assert len(jobs) < 5000, "the reload does not end"
-            jobs += [client.submit("s", {}) for _ in range(20)]
+            jobs += [client.submit("s", {}, retries=0) for _ in range(20)]
             assert jobs[-1].exception(20) is None
         assert [job.exception(20) for job in jobs] == [None] * len(jobs)
-        assert {job.status().attempts for job in jobs} == {1}
+        assert {job.status().attempts for job in jobs} <= {1, 2}
     assert {daemon.pid(name) for name in names}.isdisjoint(before)
 
 
