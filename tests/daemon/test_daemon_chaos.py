@@ -53,11 +53,15 @@ def completions(client: Client, expected: int) -> Counter[int]:
     raise AssertionError("the stream ended")
 
 
+def workers_of(daemon: Box) -> list[str]:
+    """Those that chaos may hit."""
+    return sorted(name for name in daemon.children() if name.rpartition("-")[0] in ("many", "one", "counted"))
+
+
 def inflict(daemon: Box, client: Client, fault: str, chance: random.Random) -> list[Any]:
     """One fault; returns the handles of jobs that it needed."""
-    workers = sorted(name for name in daemon.children() if name.rpartition("-")[0] in ("many", "one", "counted"))
     if fault == "worker":
-        daemon.signal(chance.choice(workers))
+        daemon.signal(chance.choice(workers_of(daemon)))
     elif fault == "stop":
         stop_a_worker(client, chance)
     elif fault in ("broker", "web"):
@@ -87,6 +91,7 @@ def test_whatever_dies_every_job_ends_once(box: Callable[..., Box], tmp_path: Pa
         cancel_grace_s=0.3, term_grace_s=0.3,
     )  # fmt: skip
     with daemon.client() as client:
+        wait_until(lambda: workers_of(daemon), "workers: a broker answers before they are forked")
         handles: list[Any] = []
         counted: list[Any] = []
         for _ in range(ROUNDS):
