@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from pathlib import Path
 
@@ -18,6 +19,8 @@ BACKLOG_BYTES_MAX = 8 << 20
 _MARK_BYTES = 256 << 10
 _MARK_FRAMES = 250
 _ROOM_MARKS = 4
+_NAP_S = 0.001
+_NAPS_MAX = 20
 _BACKLOGS_KEPT = 1_024
 MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 4096
 
@@ -30,10 +33,11 @@ class Backlog:
     and stands for all before it.
     """
 
-    __slots__ = ("_marks", "held", "unmarked", "unmarked_frames")
+    __slots__ = ("_marks", "_stuck", "held", "unmarked", "unmarked_frames")
 
     def __init__(self) -> None:
         self._marks: deque[tuple[int, zmq.MessageTracker]] = deque()
+        self._stuck = False
         self.held = 0
         self.unmarked = 0
         self.unmarked_frames = 0
@@ -48,7 +52,20 @@ class Backlog:
         """Forgets what is sent; returns the bytes that are not."""
         while self._marks and self._marks[0][1].done:
             self.held -= self._marks.popleft()[0]
+            self._stuck = False
         return self.held
+
+    def is_full(self) -> bool:
+        """Whether the peer is owed too much. What is sent is told by a thread of the transport, which may not have had
+        its turn: so it gets some, once for each time that the peer is stuck."""
+        naps = 0 if self._stuck else _NAPS_MAX
+        while self.settle() >= BACKLOG_BYTES_MAX:
+            if not naps:
+                self._stuck = True
+                return True
+            naps -= 1
+            time.sleep(_NAP_S)
+        return False
 
     def mark(self, tracker: zmq.MessageTracker) -> None:
         """Everything up to here is sent when this is done."""
@@ -132,7 +149,7 @@ class Router:
         socket = self.socket
         backlog = self._backlogs.get(identity) or self._backlog(identity)
         to_mark = backlog.count(len(frame))
-        if to_mark and backlog.settle() >= BACKLOG_BYTES_MAX:
+        if to_mark and backlog.is_full():
             self.gone = False
             return False
         self._found_empty = False

@@ -170,8 +170,9 @@ class Pump:
     def _rouse_caretaker(self) -> None:
         self._busy.set()
         if self._caretaker is None and not self._closing:
-            self._caretaker = threading.Thread(target=self._caretake, name="empd-client", daemon=True)
-            self._caretaker.start()
+            caretaker = threading.Thread(target=self._caretake, name="empd-client", daemon=True)
+            caretaker.start()
+            self._caretaker = caretaker  # only now: `close` joins it, whatever has interrupted its start
 
     def _caretake(self) -> None:
         while not (self._closing or self._abandoned):

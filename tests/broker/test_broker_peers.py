@@ -5,7 +5,8 @@ from __future__ import annotations
 import select
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import zmq
@@ -105,6 +106,34 @@ def test_a_peer_that_reads_is_never_refused(pair: Pair) -> None:
     for _ in range(100):
         assert pair.router.send(b"reader", bytes(MIB))
         assert len(dealer.recv()) == MIB
+
+
+class Late:
+    """A tracker that has learned that its frame is sent when it was asked so often."""
+
+    def __init__(self, asked: int) -> None:
+        self.left = asked
+
+    @property
+    def done(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_transport_that_is_late_to_tell_what_it_has_sent_makes_no_peer_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(peers, "time", SimpleNamespace(sleep=naps.append))
+    backlog = peers.Backlog()
+    backlog.count(BACKLOG_BYTES_MAX)
+    backlog.mark(cast("Any", Late(3)))
+    assert not backlog.is_full()
+    assert len(naps) == 3
+    backlog.count(BACKLOG_BYTES_MAX)
+    backlog.mark(cast("Any", Late(1 << 30)))
+    assert backlog.is_full()
+    taken = len(naps)
+    assert backlog.is_full()
+    assert len(naps) == taken, "a peer that does not read costs such a pause once"
 
 
 def test_peers_that_come_and_go_take_no_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
