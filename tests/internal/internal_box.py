@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import sys
 import urllib.error
@@ -18,13 +19,16 @@ SERVER = [sys.executable, str(OPERATORS / "server_double.py"), "{port}"]
 QUICK = {"health_interval_s": 0.2, "hang_s": 30, "stop_s": 2}
 
 
+_LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
 def free_ports(count: int) -> int:
-    """The first of `count` ports side by side that nobody listens on."""
+    """The first of `count` ports side by side that nobody listens on, below those that the kernel gives to outgoing
+    connections: a server that is killed must find its port again, and somebody else's connection would keep it."""
+    first_local = int(_LOCAL_PORTS.read_text().split()[0])
     for _ in range(200):
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            base_port = first.getsockname()[1]
-        if base_port + count < 65535 and all(_is_free(base_port + i) for i in range(1, count)):
+        base_port = random.randrange(10_000, first_local - count)
+        if all(_is_free(base_port + i) for i in range(count)):
             return base_port
     raise AssertionError(f"no {count} free ports side by side")
 
