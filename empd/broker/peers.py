@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections import deque
 from pathlib import Path
 
@@ -19,8 +19,7 @@ BACKLOG_BYTES_MAX = 8 << 20
 _MARK_BYTES = 256 << 10
 _MARK_FRAMES = 250
 _ROOM_MARKS = 4
-_NAP_S = 0.001
-_NAPS_MAX = 20
+_TELL_S_MAX = 0.02
 _BACKLOGS_KEPT = 1_024
 MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 4096
 
@@ -57,14 +56,14 @@ class Backlog:
 
     def is_full(self) -> bool:
         """Whether the peer is owed too much. What is sent is told by a thread of the transport, which may not have had
-        its turn: so it gets some, once for each time that the peer is stuck."""
-        naps = 0 if self._stuck else _NAPS_MAX
+        its turn: so it is given a moment, once for each time that the peer is stuck."""
         while self.settle() >= BACKLOG_BYTES_MAX:
-            if not naps:
-                self._stuck = True
+            if self._stuck:
                 return True
-            naps -= 1
-            time.sleep(_NAP_S)
+            with contextlib.suppress(zmq.NotDone):
+                self._marks[0][1].wait(_TELL_S_MAX)
+                continue
+            self._stuck = True
         return False
 
     def mark(self, tracker: zmq.MessageTracker) -> None:
