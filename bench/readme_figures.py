@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 FIGURES = (
     Row(
-        "durable jobs/s, two workers, every result delivered: in batches of 256; one by one",
+        "durable jobs/s, two workers, all results told: by 256; one by one",
         ("throughput.fsync.batch256", "throughput.fsync.batch1"),
     ),
     Row(
@@ -45,20 +45,23 @@ FIGURES = (
     Row("one durable job at a time, p50 against 2 echoes + 2 commits", ("latency.fsync.p50_to_floor",)),
     Row("p99 at half of capacity; of `/v1/status` under full load", ("load.p99.at50", "status.p99")),
     Row(
-        "broker memory of a waiting job beyond its payload; a claim beside 1,000,000 waiting, against 10",
+        "memory of a waiting job beyond its payload; a claim beside 10⁶ against 10",
         ("memory.per_waiting_job.1000000", "claim.daemon.1000000"),
     ),
     Row(
-        "kill -9 to the next claim: a worker; the broker with 100,000 waiting; with 1,000,000; the whole daemon",
+        "kill -9 to a claim: worker; broker, 10⁵ waiting; 10⁶; whole daemon",
         ("recovery.worker", "recovery.broker.100000", "recovery.broker.1000000", "recovery.box"),
     ),
     Row(
-        "64 MiB through the arena, against a bare file; against sockets",
-        ("payload.volatile_to_bare.67108864", "payload.volatile_to_inline.67108864"),
+        "64 MiB against a bare file; against sockets; HTTP against aiohttp",
+        (
+            "payload.volatile_to_bare.67108864",
+            "payload.volatile_to_inline.67108864",
+            "connector.after_10ms.to_bare",
+        ),
     ),
-    Row("64 requests at once to an HTTP service of 10 ms, against aiohttp alone", ("connector.after_10ms.to_bare",)),
     Row(
-        "the idle daemon, % of a core; a worker's memory; `empd run` to READY",
+        "the idle daemon; a worker's memory; `empd run` to READY",
         ("idle.cpu", "memory.worker", "startup.ready"),
     ),
 )
@@ -86,8 +89,13 @@ def value(line: Line) -> str:
 
 
 def bound(line: Line) -> str:
-    """The figure's bound; a dash where it has none."""
-    return line["bound"] or "–"
+    """The figure's bound, in the unit in which its value is shown; a dash where it has none."""
+    if not line["bound"]:
+        return "–"
+    sign, number = line["bound"][0], line["target"]
+    if line["unit"] != "ms":
+        return str(line["bound"])
+    return f"{sign} {number / 1000:g} s" if number >= 1000 else f"{sign} {number:g} ms"
 
 
 def figures_table(lines: Mapping[str, Line]) -> list[str]:

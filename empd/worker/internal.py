@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from empd.connectors.base import Connector, ConnectorState, Service
@@ -37,6 +37,21 @@ class ServerDied(ConnectorError):
 
     failure = FailureClass.UNAVAILABLE
     cause = Cause.WORKER_CRASHED
+
+
+async def _while_it_lives(lease: Lease, work: Awaitable[Any]) -> Any:
+    """What `work` gives. Raises ServiceUnavailable where it goes on long after its server's death."""
+    limit = asyncio.timeout(None)
+    try:
+        async with limit:
+            lease.limits.add(limit)
+            return await work
+    except TimeoutError as error:
+        if limit.expired():
+            raise ServiceUnavailable("it went on waiting for its server") from error
+        raise
+    finally:
+        lease.limits.discard(limit)
 
 
 class Internal(Hosted):
@@ -160,7 +175,7 @@ class Internal(Hosted):
         if lease is None or self._view.reason:
             raise ServiceUnavailable(self._view.reason)
         try:
-            return await process(job, context)
+            return await _while_it_lives(lease, process(job, context))
         except Exception as error:  # foreign code: whatever it raises, the server's death may be behind it
             verdict = judge(error)
             if verdict.retry and await self._has_died(lease, verdict.failure):

@@ -20,6 +20,9 @@ from empd.memory.board import Activity, Board, Identity, SlotState
 
 EVIDENCE_BYTES_MAX = 4096
 KEEPER_S_MAX = 2.0
+DEAD_S_MAX = 5.0
+"""A connector that has not noticed so long after its server's death is told: what it waits for cannot come any more."""
+
 _LOOK_S = 0.02
 
 
@@ -43,6 +46,7 @@ class Lease:
         self.asked = False  # a successor has been asked for
         self.jobs = 0
         self.well_s = 0.0  # when the connector last found it well; 0: never
+        self.limits: set[asyncio.Timeout] = set()  # of the jobs that run there
 
 
 class ServerView:
@@ -134,6 +138,9 @@ class ServerView:
         if identity is not None and identity.generation == lease.generation:
             lease.told_to_stop = lease.told_to_stop or identity.state is SlotState.STOPPING
         lease.dead.set()
+        end_s = asyncio.get_running_loop().time() + DEAD_S_MAX
+        for limit in lease.limits:
+            limit.reschedule(end_s)
         self.reason = f"its server {self.instance.name} has ended"
         self._on_death()
 

@@ -17,7 +17,16 @@ _spec.loader.exec_module(readme_figures)
 
 
 def line(name: str, value: float, unit: str = "ratio", verdict: str | None = "met", **more: Any) -> dict[str, Any]:
-    said = {"name": name, "value": value, "unit": unit, "verdict": verdict, "bound": "≤ 1", "details": {}, "axes": {}}
+    said = {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "verdict": verdict,
+        "bound": "≤ 1",
+        "target": 1,
+        "details": {},
+        "axes": {},
+    }
     return {**said, "machine": {"cores": 2}, **more}
 
 
@@ -31,6 +40,13 @@ def test_a_value_has_three_digits_and_its_unit() -> None:
     assert readme_figures.value(line("a", 296.4, "bytes")) == "296 B"
     assert readme_figures.value(line("a", 1734.0, "ms")) == "1.73 s"
     assert readme_figures.value(line("a", 24.0, "ms", None)) == "24 ms"
+
+
+def test_a_bound_has_the_unit_of_its_value() -> None:
+    assert readme_figures.bound(line("a", 1, "ms", bound="≤ 10,000", target=10_000.0)) == "≤ 10 s"
+    assert readme_figures.bound(line("a", 1, "ms", bound="≤ 80", target=80.0)) == "≤ 80 ms"
+    assert readme_figures.bound(line("a", 1, "jobs/s", bound="≥ 35,000", target=35_000)) == "≥ 35,000"
+    assert readme_figures.bound(line("a", 1, bound=None, target=None)) == "–"
 
 
 @pytest.mark.parametrize("verdict", ["missed", "machine too small"])

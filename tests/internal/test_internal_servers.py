@@ -165,6 +165,17 @@ def test_a_job_that_kills_its_server_again_and_again_ends_dead_with_the_servers_
     assert {box.server(each)["last_status"] for each in crashed} == {signal.SIGSEGV}
 
 
+def test_a_connector_that_does_not_notice_its_servers_death_is_told(box: ServerBox, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with box.client() as client:
+        handle = client.submit("sick", {"deaf": str(begun), "value": 3}, retries=0)
+        wait_until(begun.exists, "the job to run")
+        os.kill(box.wait_server("sick@box")["server_pid"], signal.SIGKILL)
+        assert handle.result(60)["value"] == 3
+        assert handle.status().attempts == 2
+    assert "it went on waiting for its server" in box.log()
+
+
 def test_a_server_that_hangs_behind_an_open_port_is_stopped_and_started_again(box: ServerBox) -> None:
     before = box.server("sick@box")
     assert box.do("sick", value=1, do="ill")["value"] == 1

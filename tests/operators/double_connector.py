@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,7 +13,8 @@ from empd.connectors.failures import ServiceUnavailable
 
 
 class DoubleConnector(Service):
-    """Passes the payload on. `{"recycle": reason}` has the server replaced; a broken connection is `unavailable`."""
+    """Passes the payload on. `{"recycle": reason}` has the server replaced; a broken connection is `unavailable`.
+    `{"deaf": FILE}` makes the file and waits for ever in the first attempt, without noticing the server's death."""
 
     connector_id = "double"
     health_interval_s = 0.2
@@ -30,6 +33,9 @@ class DoubleConnector(Service):
         payload = context.payload
         if "recycle" in payload:
             self.site.recycle_server(payload["recycle"])
+        if "deaf" in payload and job.attempt == 1:
+            Path(payload["deaf"]).touch()
+            await asyncio.Event().wait()
         if payload.get("sulk"):
             self.is_sulking = True
         try:

@@ -29,6 +29,7 @@ HEARD_S_MAX = 5.0
 MESSAGE_BYTES_MAX = 256 << 20
 """`SaveImageWebsocket` sends whole images."""
 
+CANCEL_AGAIN_S = 1.0
 END_S_MAX = 2.0
 """The last messages of a prompt that has ended come within this, where they come at all."""
 
@@ -71,9 +72,11 @@ class Listener:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        task = self._task
+        while task is not None and not task.done():
+            # Again and again: a library may take a cancel for the end of a connection, and the next one is dialled.
+            task.cancel()
+            await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
 
     async def heard_all(self) -> None:
         """The prompt has ended: returns when its last message is there, if this connection has told of it at all."""
