@@ -128,7 +128,7 @@ class Neighbours:
 
 def _ending(worker: Worker, status: int | None) -> str:
     """The first line of the evidence: who ended, and by what."""
-    who = f"worker {worker.name} (pid {worker.pid}, generation {worker.generation:x})"
+    who = f"worker {worker.name} (pid {worker.pid}, generation {worker.generation})"
     if status is None:
         return f"{who} was gone when the broker came back"
     if os.WIFSIGNALED(status):

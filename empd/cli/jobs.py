@@ -79,6 +79,9 @@ def jobs(everything: bool, limit: int, endpoint: str | None, json_output: bool, 
     if json_output:
         output.print_json({"jobs": rows})
         return
+    if not rows:
+        print("no such jobs" if everything or wanted else "no unfinished jobs; --all lists those that ended too")
+        return
     output.print_table(_COLUMNS, map(_row, rows))
     if len(rows) == limit:
         print(f"the first {limit}; --limit shows more")

@@ -202,7 +202,7 @@ class Warden:
             return
         member.pid, member.pidfd, member.control = spawned.pid, spawned.pidfd, spawned.control
         self.trees.admit(spec.name, member.pid)
-        _log.info("%s started: pid %d, generation %x", spec.name, member.pid, member.generation)
+        _log.info("%s started: pid %d, generation %d", spec.name, member.pid, member.generation)
         self._introduce(member, predecessor_ns)
 
     def _introduce(self, member: Member, predecessor_ns: int) -> None:

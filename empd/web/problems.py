@@ -154,7 +154,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
 def of_http(error: web.HTTPException) -> web.Response:
     """aiohttp's own errors (no such route, wrong method, body too large) in the same form."""
     failure = FailureClass.NOT_FOUND if error.status == 404 else FailureClass.INVALID_INPUT
-    response = Problem(failure, error.reason, status=error.status).response()
+    said = "no such path; /openapi.json lists those there are" if error.status == 404 else error.reason
+    response = Problem(failure, said, status=error.status).response()
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response

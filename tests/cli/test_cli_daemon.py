@@ -114,6 +114,7 @@ def test_jobs_filters_and_history(box: Box) -> None:
     assert box.empd("retry", ids[0]).out == f"{ids[0]}  nothing to do: it is cancelled\n"
     assert "history holds no record" in box.empd("cancel", "0000000000zzz").out
     assert ids[0] in box.empd("jobs", "--all", "--label", "set=a").out
+    assert box.empd("jobs", "--label", "set=b").out == "no such jobs\n"
 
 
 def test_dead_letters_and_their_retry(box: Box) -> None:
