@@ -157,7 +157,7 @@ def test_unknown_is_404_and_no_id_is_400(module_web: Web) -> None:
     assert module_web.ask("GET", f"/v1/jobs/{format_id(77)}").status == 404
     assert module_web.ask("GET", "/v1/jobs/nonsense").status == 400
     nowhere = module_web.ask("GET", "/v1/nowhere")
-    assert (nowhere.status, "/openapi.json" in nowhere.json["detail"]) == (404, True)
+    assert (nowhere.status, "/openapi.json" in nowhere.json()["detail"]) == (404, True)
     answer = module_web.ask("PUT", "/v1/jobs")
     assert (answer.status, "POST" in answer.headers["Allow"]) == (405, True)
 
