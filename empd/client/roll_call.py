@@ -45,7 +45,7 @@ class RollCall:
 
     def go_on(self) -> None:
         """Asks for the next part, when the last one is answered. Jobs that ended meanwhile are passed over."""
-        if not self.over and (self._asked is None or self._asked.ended):
+        if self._left and (self._asked is None or self._asked.ended):
             ids = list(islice(self._next(), ASK_IDS_MAX))
             if ids:
                 self._number = self._requests.next_number()
