@@ -11,6 +11,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from empd import lines
 from empd.lifecycle import evidence_path
 
 _log = logging.getLogger("empd.supervisor")
@@ -105,5 +106,6 @@ class Tee:
 
 
 def tee_stderr(fd: int) -> None:
-    """In a child: Python's stderr goes to the evidence too."""
+    """In a child: what Python prints goes out in whole lines, and its stderr to the evidence too."""
+    lines.keep_whole()
     sys.stderr = Tee(sys.stderr, fd)

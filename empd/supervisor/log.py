@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
+
+from empd import lines
 
 
 class JsonLines(logging.Formatter):
-    """The same fields as the workers' own log lines."""
+    """The same fields as the workers' own log lines, and the same bound."""
+
+    def __init__(self, line_bytes_max: int = lines.LINE_BYTES_MAX) -> None:
+        super().__init__()
+        self._bytes_max = line_bytes_max - 1
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -22,7 +30,11 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return lines.fit(line, _encode, self._bytes_max)
+
+
+def _encode(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)
 
 
 def to_stderr(level: str) -> None:
@@ -32,6 +44,6 @@ def to_stderr(level: str) -> None:
         return
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(plain if sys.stderr.isatty() else JsonLines())
+    handler.setFormatter(plain if sys.stderr.isatty() else JsonLines(lines.line_bytes_max(sys.stderr.fileno())))
     root.addHandler(handler)
     root.setLevel(level.upper())

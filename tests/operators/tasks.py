@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,12 @@ def counted(payload: dict[str, str], context: Any) -> dict[str, str]:
         file.flush()
         os.fsync(file.fileno())
     return {"pid": str(os.getpid())}
+
+
+def chatty(payload: str, context: Any) -> None:
+    """Prints a long line, and begins another one."""
+    print("a line: " + "x" * 20_000)
+    print("half a line on", payload, end="", flush=True, file=getattr(sys, payload))
 
 
 def slow(payload: dict[str, float], context: Any) -> Iterator[float]:

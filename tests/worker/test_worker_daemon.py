@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -43,6 +44,22 @@ def test_every_kind_of_callable_and_large_values_through_the_daemon(box: Callabl
         assert list(client.submit_many("aio", values).results(60)) == [n * n for n in range(40)]
         assert client.submit("count", 5).result(60) == {"counted": 5}
         assert bytes(client.submit("large", 5 << 20).result(60)) == b"z" * (5 << 20)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_callables_print_leaves_the_records_of_the_log_whole(box: Callable[..., Box], slots: int) -> None:
+    daemon = box(
+        mapping_of(
+            s=service("PythonConnector", worker={"max_concurrent_jobs": slots}, api_config={"callable": "tasks:chatty"})
+        )
+    )
+    with daemon.client() as client:
+        for stream in ("stdout", "stderr", "stdout"):
+            client.submit("s", stream).result(60)
+    daemon.stop()
+    records = [json.loads(line) for line in daemon.log().splitlines() if '"timestamp"' in line]
+    assert len([record for record in records if record["event"] == "job_completed"]) == 3
+    assert daemon.log().count("half a line on") == 3
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from empd import lines
 from empd.asset import AssetContent, AssetRef
 from empd.connectors.base import Result
 from empd.connectors.context import AssetPort, Context, JobView, SyncContext
@@ -45,6 +46,7 @@ _pack = msgspec.msgpack.Encoder().encode
 
 def main(fd: int) -> None:
     """Serves until the worker closes the socket."""
+    lines.keep_whole()
     with socket.socket(fileno=fd) as peer, asyncio.Runner() as runner:
         Process(peer, runner).serve()
 
