@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from empd.job import JobOptions
+from empd.result import FinishedJob
 from empd.store.history import Filter, History
 from empd.store.journal import Durability, Row, SqliteJournal
-from empd.store.record import FinishedRecord
+from empd.store.record import Ended, to_stored
 
 FRAME = b"x" * 26_000
 HISTORY_ROWS = 20_000
@@ -66,19 +68,19 @@ def test_replay(benchmark: Any, journal: SqliteJournal) -> None:
     assert len(benchmark(journal.read_from, 1, 1000)) == 400
 
 
-def finished(number: int) -> FinishedRecord:
-    return FinishedRecord(
-        id=(1 + number % 4) << 32 | number,
-        outcome=0 if number % 50 else 1,
-        service=("square", "noop", "image")[number % 3],
-        result=b"r" * 100,
-        submitted_ns=START_NS,
-        started_ns=START_NS + number,
-        finished_ns=START_NS + number * 1000,
-        attempts=1,
-        worker=f"gpu{number % 2}",
-        customer_id=f"c{number % 100}" if number % 10 == 0 else "",
-    )
+def ended(batch: int, jobs: int = HISTORY_ROWS) -> list[Ended]:
+    """Frames of 200 jobs."""
+    services = ("square", "noop", "image")
+    found = []
+    for first in range(batch * HISTORY_ROWS, batch * HISTORY_ROWS + jobs, 200):
+        frame = first // 200
+        options = JobOptions(service=services[frame % 3], customer_id=f"c{frame % 100}" if frame % 10 == 0 else None)
+        finished = [
+            FinishedJob((1 + n % 4) << 32 | n, 0 if n % 50 else 1, b"r" * 100, START_NS, START_NS + n, 1)
+            for n in range(first, first + 200)
+        ]
+        found.append(to_stored(finished, options, f"gpu{frame % 2}", START_NS + first * 1000))
+    return found
 
 
 def test_history_in_bulk(benchmark: Any, tmp_path: Path) -> None:
@@ -86,10 +88,9 @@ def test_history_in_bulk(benchmark: Any, tmp_path: Path) -> None:
     history = History.open(tmp_path / "history.db")
     batches = itertools.count()
 
-    def prepare() -> tuple[tuple[int, list[FinishedRecord]], dict[str, Any]]:
+    def prepare() -> tuple[tuple[int, list[Ended]], dict[str, Any]]:
         batch = next(batches)
-        first = batch * HISTORY_ROWS
-        return (batch + 1, [finished(n) for n in range(first, first + HISTORY_ROWS)]), {}
+        return (batch + 1, ended(batch)), {}
 
     benchmark.pedantic(history.apply, setup=prepare, rounds=20)
     benchmark.extra_info["rows_per_s"] = round(HISTORY_ROWS / benchmark.stats.stats.median)
@@ -100,7 +101,7 @@ def test_history_in_bulk(benchmark: Any, tmp_path: Path) -> None:
 def test_history_search(benchmark: Any, tmp_path: Path) -> None:
     """A page of 100 failed jobs among 100,000."""
     history = History.open(tmp_path / "history.db")
-    history.apply(1, [finished(n) for n in range(100_000)])
+    history.apply(1, ended(0, 100_000))
     page, _ = benchmark(history.search, Filter(outcome=1), None, 100)
     assert len(page) == 100
     history.close()

@@ -21,7 +21,7 @@ from empd.errors import EmpdError
 from empd.job import Outcome
 from empd.payload import BlobRef
 from empd.store import database
-from empd.store.record import COLUMNS, INSERT, FinishedRecord, from_stored, outline_blob, to_signed, to_stored
+from empd.store.record import COLUMNS, Ended, FinishedRecord, from_stored, inserts, outline_blob, to_signed
 
 APPLICATION_ID = 0x454D5048  # "EMPH"
 SCHEMA_VERSION = 1
@@ -154,17 +154,18 @@ class History:
             connection.execute("COMMIT")
             self._instance, self._cursor = instance, cursor
 
-    def apply(self, through_seq: int, finished: Iterable[FinishedRecord]) -> None:
-        """One transaction: a row for each record, and the cursor. A job that ended before (it was dead-lettered and
+    def apply(self, through_seq: int, ended: Iterable[Ended]) -> None:
+        """One transaction: a row for each job, and the cursor. A job that ended before (it was dead-lettered and
         retried) is replaced. Nothing happens when the cursor is already at `through_seq`."""
         if through_seq <= self._cursor:
             return
-        first = self._last_position + 1
-        rows = [to_stored(position, record) for position, record in enumerate(finished, first)]
-        last = self._last_position + len(rows)
+        last = self._last_position
         with self._guarded() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(INSERT, rows)
+            for group in ended:
+                for statement, parameters in inserts(last + 1, group):
+                    connection.execute(statement, parameters)
+                last += len(group.jobs)
             connection.execute("UPDATE meta SET value = ? WHERE key = 'cursor'", (through_seq,))
             connection.execute("UPDATE meta SET value = ? WHERE key = 'last_position'", (last,))
             connection.execute("COMMIT")

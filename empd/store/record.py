@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 
-from empd.job import Outcome
+from empd.job import JobOptions, Outcome
 from empd.payload import BlobRef
+from empd.result import FinishedJob
 
 COLUMNS = "position, id, finished_ns, outcome, service, worker, customer_id, workflow_id, labels, outline, result"
-INSERT = f"REPLACE INTO finished ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-StoredRow = tuple[int, int, int, int, str, str | None, str | None, str | None, str | None, bytes, bytes | None]
+_INSERT_ROWS_MAX = 64
+"""Rows in one statement: to begin and end one costs as much as to write two rows."""
 
 _SIGN = 1 << 63
 _WRAP = 1 << 64
@@ -32,7 +35,7 @@ class FinishedRecord(msgspec.Struct, gc=False, kw_only=True):
     submitted_ns: int = 0
     started_ns: int = 0
     result: bytes | None = None
-    encoding: str = "bytes"
+    encoding: str = "msgpack"
     blob: BlobRef | None = None
     failure: str = ""
     message: str = ""
@@ -46,6 +49,31 @@ class FinishedRecord(msgspec.Struct, gc=False, kw_only=True):
     usage: dict[str, float] = {}
     doubt: str = ""
     result_expired: bool = False
+
+
+class Common(NamedTuple):
+    """The columns that jobs which ended together share; NULL where there is nothing to say."""
+
+    finished_ns: int
+    service: str
+    worker: str | None
+    customer_id: str | None
+    workflow_id: str | None
+    labels: str | None
+
+
+Own = tuple[int, int, bytearray, bytes | None]
+"""The columns that each job has for itself: id, outcome, outline, result. The outline is no `bytes`, for each of which
+sqlite3 looks for an adapter."""
+
+_OWN_COLUMNS = 4
+
+
+class Ended(NamedTuple):
+    """Jobs that ended together, in the form of the table."""
+
+    common: Common
+    jobs: list[Own]
 
 
 class _Outline(NamedTuple):
@@ -73,35 +101,43 @@ def to_signed(job_id: int) -> int:
     return job_id - _WRAP if job_id >= _SIGN else job_id
 
 
-def to_stored(position: int, record: FinishedRecord) -> StoredRow:
-    """The row of a record."""
-    outline = (
-        record.submitted_ns,
-        record.started_ns,
-        record.attempts,
-        record.priority,
-        record.encoding,
-        record.failure,
-        record.message,
-        record.evidence,
-        record.usage or None,
-        record.blob,
-        record.doubt,
+def to_stored(jobs: list[FinishedJob], options: JobOptions, worker: str, finished_ns: int) -> Ended:
+    """Jobs with the same options that `worker` ended at `finished_ns`."""
+    labels = _labels_out(options.labels).decode() if options.labels else None
+    common = Common(
+        finished_ns, options.service, worker or None, options.customer_id or None, options.workflow_id or None, labels
     )
-    job_id = record.id
-    return (
-        position,
-        job_id if job_id < _SIGN else job_id - _WRAP,
-        record.finished_ns,
-        record.outcome,
-        record.service,
-        record.worker or None,
-        record.customer_id or None,
-        record.workflow_id or None,
-        _labels_out(record.labels).decode() if record.labels else None,
-        _pack(outline),
-        record.result,
+    priority = options.priority
+    return Ended(common, [_own(job, priority) for job in jobs])
+
+
+def _own(job: FinishedJob, priority: int) -> Own:
+    error, result, blob = job.error, job.result, None
+    failure = ("", "", "") if error is None else (error.failure, error.message, error.evidence)
+    if isinstance(result, BlobRef):
+        result, blob = None, result
+    doubt = job.doubt
+    outline = (job.submitted_ns, job.started_ns, job.attempts, priority, "msgpack", *failure, job.usage, blob, doubt)
+    return to_signed(job.id), job.outcome, bytearray(_pack(outline)), result
+
+
+def inserts(first: int, ended: Ended) -> Iterator[tuple[str, list[Any]]]:
+    """Statements with their parameters that write the jobs as rows from position `first` on."""
+    begin, jobs = 0, ended.jobs
+    while left := len(jobs) - begin:
+        count = min(1 << left.bit_length() - 1, _INSERT_ROWS_MAX)  # few numbers, so that statements are found again
+        yield _insert(count), [first + begin, *ended.common, *chain.from_iterable(jobs[begin : begin + count])]
+        begin += count
+
+
+@functools.cache
+def _insert(count: int) -> str:
+    shared = 1 + len(Common._fields)
+    rows = (
+        f"(?1 + {index}, ?{own}, ?2, ?{own + 1}, ?3, ?4, ?5, ?6, ?7, ?{own + 2}, ?{own + 3})"
+        for index, own in enumerate(range(shared + 1, shared + 1 + count * _OWN_COLUMNS, _OWN_COLUMNS))
     )
+    return f"REPLACE INTO finished ({COLUMNS}) VALUES {', '.join(rows)}"
 
 
 def from_stored(row: Any, results_dropped: int) -> FinishedRecord:

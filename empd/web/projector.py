@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Sequence
 
 from empd.clock import NS_PER_S
@@ -20,7 +21,7 @@ from empd.job import Outcome
 from empd.queue.rows import Kind, decode_body
 from empd.result import Results
 from empd.store.history import History, HistoryError
-from empd.store.record import FinishedRecord
+from empd.store.record import Ended
 from empd.web import records, render
 from empd.web.archive import Archive
 from empd.web.duty import Duty
@@ -100,51 +101,53 @@ class Projector(Duty):
     def _project(self, history: History, rows: Sequence[Row]) -> int:
         """Writes what the rows say of ended jobs, in the archive's thread, `JOBS_PER_TRANSACTION` and what is left of
         the last one's row; returns how many rows are done."""
-        finished: list[FinishedRecord] = []
-        done = 0
+        ended: list[Ended] = []
+        jobs = done = 0
         for _, _, kind, _, body in rows:
-            if len(finished) >= JOBS_PER_TRANSACTION:
+            if jobs >= JOBS_PER_TRANSACTION:
                 break
             done += 1
             if kind == Kind.RESULTS:
                 try:
                     results: Results = decode_body(kind, body)
-                    finished += records.from_results(results)
+                    ended += records.to_history(results)
                 except (ValueError, EmpdError):
                     self.damaged_rows += 1
                     continue
-                tally_results(self._tally, results)
+                jobs += tally_results(self._tally, results)
                 if self._tracer.on:
                     trace_results(self._tracer, results, self._instance)
-        history.apply(rows[done - 1][0], finished)
+        history.apply(rows[done - 1][0], ended)
         return done
 
 
-def tally_results(tally: Tally, results: Results) -> None:
-    """Counts ended jobs for the metrics."""
+def tally_results(tally: Tally, results: Results) -> int:
+    """Counts ended jobs for the metrics; returns how many they are."""
     at_ns = results.at_ns
+    counted = 0
     for group in results.groups:
         jobs = group.jobs
         service = render.options_of(group).service
-        ends: dict[tuple[int, str], int] = {}
-        for job in jobs:
-            end = (job.outcome, job.error.failure if job.error else "")
-            ends[end] = ends.get(end, 0) + 1
+        counted += len(jobs)
+        badly = [job for job in jobs if job.outcome != _COMPLETED]
+        well = [job for job in jobs if job.outcome == _COMPLETED] if badly else jobs
+        ends = Counter((job.outcome, job.error.failure if job.error else "") for job in badly)
+        if well:
+            ends[_COMPLETED, ""] = len(well)
         for (outcome, failure), count in ends.items():
             status = render.outcome_label(outcome)
             labels = (("cause", failure), ("outcome", status), ("service", service), ("status", status))
             tally.count("empd_jobs_total", labels, count)
         of_service = (("service", service),)
         tally.count("empd_job_attempts_total", of_service, sum([job.attempts for job in jobs]))
-        begun = [job for job in jobs if job.started_ns]
-        queued = _seconds([job.started_ns - job.submitted_ns for job in begun])
-        tally.observe("empd_job_queue_seconds", of_service, queued)
-        ended_well = _seconds([at_ns - job.started_ns for job in begun if job.outcome == _COMPLETED])
-        ended_badly = _seconds([at_ns - job.started_ns for job in begun if job.outcome != _COMPLETED])
-        tally.observe("empd_job_run_seconds", of_service, ended_well + ended_badly)
-        for success, times in (("true", ended_well), ("false", ended_badly)):
+        queued = [job.started_ns - job.submitted_ns for job in jobs if job.started_ns]
+        tally.observe("empd_job_queue_seconds", of_service, _seconds(queued))
+        for success, those in (("true", well), ("false", badly)):
+            times = _seconds([at_ns - job.started_ns for job in those if job.started_ns])
             if times:
+                tally.observe("empd_job_run_seconds", of_service, times)
                 tally.observe("empd_job_duration_seconds", (*of_service, ("success", success)), times)
+    return counted
 
 
 def _seconds(spans_ns: list[int]) -> list[float]:

@@ -8,50 +8,17 @@ from typing import Any
 import msgspec
 
 from empd.job import JobOptions, format_id
-from empd.payload import BlobRef
 from empd.result import FinishedGroup, FinishedJob, JobError, Results
 from empd.store.history import History
-from empd.store.record import FinishedRecord
+from empd.store.record import Ended, FinishedRecord, to_stored
 from empd.web import render
 from empd.wire import codec
 
 
-def from_results(results: Results) -> list[FinishedRecord]:
-    """The records of all jobs in a RESULTS row. Raises ProtocolError when a group's options are none."""
-    records = []
-    for group in results.groups:
-        options = codec.decode_options(bytes(group.options))
-        shared: dict[str, Any] = {
-            "service": options.service,
-            "finished_ns": results.at_ns,
-            "priority": options.priority,
-            "worker": results.worker,
-            "customer_id": options.customer_id or "",
-            "workflow_id": options.workflow_id or "",
-            "labels": options.labels or {},
-        }
-        records += [_record(job, shared) for job in group.jobs]
-    return records
-
-
-def _record(job: FinishedJob, shared: dict[str, Any]) -> FinishedRecord:
-    inline = job.result if isinstance(job.result, bytes) else None
-    return FinishedRecord(
-        id=job.id,
-        outcome=job.outcome,
-        submitted_ns=job.submitted_ns,
-        started_ns=job.started_ns,
-        attempts=job.attempts,
-        result=inline,
-        encoding="msgpack",
-        blob=job.result if isinstance(job.result, BlobRef) else None,
-        failure=job.error.failure if job.error else "",
-        message=job.error.message if job.error else "",
-        evidence=job.error.evidence if job.error else "",
-        usage=job.usage or {},
-        doubt=job.doubt,
-        **shared,
-    )
+def to_history(results: Results) -> list[Ended]:
+    """The jobs in a RESULTS row, for history. Raises ProtocolError when a group's options are none."""
+    worker, at_ns = results.worker, results.at_ns
+    return [to_stored(group.jobs, render.options_of(group), worker, at_ns) for group in results.groups]
 
 
 def to_finished(record: FinishedRecord) -> FinishedJob:

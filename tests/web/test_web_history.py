@@ -44,8 +44,17 @@ def job(number: int, result: bytes | BlobRef | None = b"\x01", error: JobError |
     return FinishedJob(number, outcome, result, 1_000, 2_000, 1, error, {"tokens": 5.0})
 
 
-def test_what_may_have_been_done_twice_is_kept_and_told() -> None:
-    [record] = records.from_results(results(msgspec.structs.replace(job(5), doubt="twice?")))
+def kept(folder: Path, given: Results) -> list[FinishedRecord]:
+    """What history gives back of these results."""
+    history = History.open(folder / "history.db")
+    history.apply(1, records.to_history(given))
+    found = history.get(each.id for group in given.groups for each in group.jobs)
+    history.close()
+    return sorted(found.values(), key=lambda record: record.id)
+
+
+def test_what_may_have_been_done_twice_is_kept_and_told(tmp_path: Path) -> None:
+    [record] = kept(tmp_path, results(msgspec.structs.replace(job(5), doubt="twice?")))
     assert records.to_finished(record).doubt == "twice?"
     assert records.to_json(record)["doubt"] == "twice?"
 
@@ -203,7 +212,7 @@ def test_an_answer_never_exceeds_a_frame(tmp_path: Any) -> None:
     history = History.open(tmp_path / "history.db")
     arena = Arena(tmp_path / "spool", tmp_path / "volatile")
     big = b"\xc4" + b"x" * 60_000
-    history.apply(1, records.from_results(results(*(job(number, big) for number in range(1, 41)))))
+    history.apply(1, records.to_history(results(*(job(number, big) for number in range(1, 41)))))
     data = answer(history, HistoryAsk(1, list(range(1, 41))), arena)
     assert len(data) <= FRAME_BYTES_MAX
     told = [each for group in codec.decode_history_frame(data).groups for each in group.jobs]  # type: ignore[union-attr]
@@ -212,14 +221,14 @@ def test_an_answer_never_exceeds_a_frame(tmp_path: Any) -> None:
     assert moved
     assert all(arena.read(ref) == big for ref in moved)
     evidence = JobError("timeout", "slow", "e" * 50_000)
-    history.apply(2, records.from_results(results(*(job(number, None, evidence) for number in range(50, 90)))))
+    history.apply(2, records.to_history(results(*(job(number, None, evidence) for number in range(50, 90)))))
     assert len(answer(history, HistoryAsk(2, list(range(50, 90))), arena)) <= FRAME_BYTES_MAX
     history.close()
 
 
-def test_records_come_back_as_they_went_in() -> None:
+def test_records_come_back_as_they_went_in(tmp_path: Path) -> None:
     blob = BlobRef("ab" * 16, 5, 7, True, "json")
     given = results(job(1), job(2, blob), job(3, None, JobError("internal", "m", "e")))
-    [group] = records.to_groups(records.from_results(given))
+    [group] = records.to_groups(kept(tmp_path, given))
     assert group.jobs == given.groups[0].jobs
     assert codec.decode_options(bytes(group.options)) == OPTIONS
