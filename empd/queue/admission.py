@@ -98,7 +98,7 @@ def _again(session: Session, frame: Submit) -> Admission:
 def _full(state: QueueState, policy: Policy, frame: Submit, count: int) -> str:
     if len(state.jobs) + count > policy.queue_jobs_max:
         return f"the queue holds {len(state.jobs)} jobs, its bound is {policy.queue_jobs_max} (queue_jobs_max)"
-    size = sum(len(p) for group in frame.groups for p in group.payloads if isinstance(p, bytes))
+    size = sum([len(payload) for group in frame.groups for payload in group.payloads if type(payload) is bytes])
     if state.payload_bytes + size > policy.queue_bytes_max:
         return f"the queue holds {state.payload_bytes} payload bytes, its bound is {policy.queue_bytes_max}"
     # A key that is known names its job even when the table is full: the client only asks again.
@@ -127,7 +127,7 @@ class _Judgement:
                 self._refuse(index + position, failure, reason)
             return
         limit = self._table.policy.inline_bytes_max
-        if any(type(payload) is not bytes or len(payload) > limit for payload in group.payloads):
+        if [payload for payload in group.payloads if type(payload) is not bytes or len(payload) > limit]:
             self._payloads(group, index, limit)
         if group.keys:
             for position, key in enumerate(group.keys):

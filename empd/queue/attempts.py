@@ -13,6 +13,10 @@ from empd.queue.rows import Fact
 from empd.queue.state import Job, QueueState, Worker, bury, count_open, extra_of, steady_ns, worker_of
 from empd.result import FinishedJob
 
+# To look up a member of an enum takes as long as five assignments, and here it is done for every job.
+_WAITING, _ASSIGNED, _DEAD = State.WAITING, State.ASSIGNED, State.DEAD
+_DEAD_LETTERED = Outcome.DEAD
+
 
 class Attempts:
     """The part of `evolve` that is about attempts."""
@@ -43,12 +47,11 @@ class Attempts:
         held = worker.held
         mono_ns = steady_ns(self.state, at_ns)
         nearest = worker.limit_ns
-        assigned, waiting = State.ASSIGNED, State.WAITING
         for job in jobs:
             options = job.options
-            if job.state is waiting:
+            if job.state is _WAITING:
                 options.group.waiting -= 1
-            job.state = assigned
+            job.state = _ASSIGNED
             job.epoch = epoch
             epoch += 1
             job.holder = worker
@@ -76,56 +79,59 @@ class Attempts:
     def results(self, seq: int, at_ns: int, fact: Fact) -> None:
         state = self.state
         jobs = state.jobs
+        take = jobs.pop
         ended: list[int] = []
-        keys: list[str] = []
-        known = 0
+        known: list[Job] = []
         for group in fact.body.groups:
             for finished in group.jobs:
-                job = jobs.get(finished.id)
-                if finished.outcome == Outcome.DEAD:
-                    if job is not None:
-                        self._bury(job, finished, at_ns)
+                job_id = finished.id
+                if finished.outcome == _DEAD_LETTERED:
+                    if job_id in jobs:
+                        self._bury(jobs[job_id], finished, at_ns)
                     continue
-                ended.append(finished.id)
+                ended.append(job_id)
+                job = take(job_id, None)
                 if job is not None:
-                    del jobs[finished.id]
-                    keys += self.end(job, at_ns)
-                    known += 1
-        if keys:
+                    known.append(job)
+        if keys := self.end(known, at_ns):
             heapq.heappush(state.ended_keys, (at_ns, keys))
         if ended:
-            count_open(self.state, fact.body.session, -known)
+            count_open(self.state, fact.body.session, -len(known))
             session = state.sessions.get(fact.body.session)
             if session is not None:
                 session.seen_mono_ns = steady_ns(self.state, at_ns)
             state.recent.update(dict.fromkeys(ended, seq))
             state.recent_rows.append((seq, ended))
 
-    def end(self, job: Job, at_ns: int) -> tuple[str, ...]:
-        """The job is no more. Returns the idempotency key that is remembered from now on for its retention."""
+    def end(self, jobs: list[Job], at_ns: int) -> list[str]:
+        """The jobs are no more. Returns the idempotency keys that are remembered from now on for their retention."""
         state = self.state
-        if job.state is State.WAITING:
-            job.options.group.waiting -= 1
-        elif job.state is State.DEAD:
-            state.dead -= 1
-        worker = job.holder
-        if worker is not None:
-            worker.held.pop(job.id, None)
-            job.holder = None
-            if not worker.connected and not worker.held:
-                state.workers.pop(worker.key, None)
-        job.state = State.DEAD  # a stale entry in the waiting room no longer counts
-        payload = job.payload
-        if type(payload) is bytes:
-            state.payload_bytes -= len(payload)
-        else:
-            self._unrefer(payload)
-        job.payload = b""
-        extra = job.extra
-        if extra is None or not extra.key or extra.key not in state.keys:
-            return ()
-        state.keys[extra.key].ended_ns = at_ns
-        return (extra.key,)
+        keys: list[str] = []
+        size = 0
+        for job in jobs:
+            if job.state is _WAITING:
+                job.options.group.waiting -= 1
+            elif job.state is _DEAD:
+                state.dead -= 1
+            worker = job.holder
+            if worker is not None:
+                worker.held.pop(job.id, None)
+                job.holder = None
+                if not worker.connected and not worker.held:
+                    state.workers.pop(worker.key, None)
+            job.state = _DEAD  # a stale entry in the waiting room no longer counts
+            payload = job.payload
+            if type(payload) is bytes:
+                size += len(payload)
+            else:
+                self._unrefer(payload)
+            job.payload = b""
+            extra = job.extra
+            if extra is not None and extra.key and extra.key in state.keys:
+                state.keys[extra.key].ended_ns = at_ns
+                keys.append(extra.key)
+        state.payload_bytes -= size
+        return keys
 
     def _unrefer(self, payload: Carried) -> None:
         assert isinstance(payload, BlobRef)

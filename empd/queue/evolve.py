@@ -205,8 +205,8 @@ class Evolver:
             job = state.jobs.pop(job_id, None)
             if job is not None:
                 count_open(self.state, job_id >> 32, -1)
-                if keys := self.attempts.end(job, at_ns):
-                    heapq.heappush(state.ended_keys, (at_ns, list(keys)))
+                if keys := self.attempts.end([job], at_ns):
+                    heapq.heappush(state.ended_keys, (at_ns, keys))
 
     def _carry(self, seq: int, at_ns: int, fact: Fact) -> None:
         body: rows.Carry = fact.body

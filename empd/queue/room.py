@@ -27,6 +27,7 @@ from empd.queue import matching
 from empd.queue.state import Job
 
 _Key = tuple[int, int]
+_WAITING = State.WAITING  # to look up a member of an enum takes its time, and here it is done for every job
 GROUPS_IDLE_MAX = 10_000
 
 
@@ -54,9 +55,9 @@ class Group:
     def head(self) -> int | None:
         """The order of the first waiting job; None when there is none. Drops what no longer waits."""
         fifo, early = self.fifo, self.early
-        while fifo and fifo[0].state is not State.WAITING:
+        while fifo and fifo[0].state is not _WAITING:
             fifo.popleft()
-        while early and early[0][2].state is not State.WAITING:
+        while early and early[0][2].state is not _WAITING:
             heapq.heappop(early)
         if early and (not fifo or early[0] < _entry(fifo[0])):
             return early[0][0]
@@ -70,8 +71,8 @@ class Group:
                 return [self.early[0][2]]
             jobs = [job for job in jobs if _entry(job) < self.early[0]]
         if order_max is None:
-            return [job for job in jobs if job.state is State.WAITING]
-        return [job for job in jobs if job.state is State.WAITING and job.order <= order_max] or jobs[:1]
+            return [job for job in jobs if job.state is _WAITING]
+        return [job for job in jobs if job.state is _WAITING and job.order <= order_max] or jobs[:1]
 
     def oldest_ns(self) -> int:
         """When the first waiting job was submitted; 0 when none waits."""
