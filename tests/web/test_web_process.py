@@ -33,7 +33,6 @@ def test_history_does_not_hold_the_interpreter_for_long(monkeypatch: pytest.Monk
         life.close()
         return 0
 
-    monkeypatch.setattr(process.os, "nice", lambda _: 0)
     monkeypatch.setattr(process.uvloop, "run", run)
     monkeypatch.setattr(process, "WebProcess", lambda _: SimpleNamespace(serve=AsyncMock()))
     before_s = sys.getswitchinterval()
@@ -89,10 +88,10 @@ def test_meets_a_broker_that_comes_late(root: object, broker: BrokerDouble, star
     wait_for(lambda: web.get("/v1/status")["ready"], "ready after the broker came")
 
 
-def test_is_nicer_than_the_way_of_a_job(web: Web) -> None:
+def test_answers_have_the_processor_like_the_way_of_a_job(web: Web) -> None:
     with open(f"/proc/{web.process.pid}/stat", encoding="ascii") as stat:
         nice = int(stat.read().rsplit(")", 1)[1].split()[16])
-    assert nice == min(19, os.nice(0) + 5)
+    assert nice == os.nice(0)
 
 
 def test_a_taken_port_is_told_in_one_line(web: Web, root: Path) -> None:
