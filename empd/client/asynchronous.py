@@ -91,7 +91,7 @@ class AsyncClient:
         """Submits a job for each payload, in frames of up to 256; waits while the window is full."""
         encode = (self._payloads or await self.connect()).encode
         jobs = AsyncJobSet(self)
-        left, keys = many(payloads), iter(idempotency_keys or ())
+        left, keys = many(payloads), None if idempotency_keys is None else iter(idempotency_keys)
         conversation = self._conversation
         while chunk := list(islice(left, max(1, min(JOBS_PER_FRAME, self.window)))):
             encoded = [encode(payload) for payload in chunk]
@@ -100,10 +100,7 @@ class AsyncClient:
             room = self.window - len(chunk)
             if len(conversation.open) > room:
                 await self.wait_for(lambda room=room: len(conversation.open) <= room, None)  # type: ignore[misc]
-            conversation.seal()
-            for encoding, carried in encoded:
-                conversation.submit(jobs.add(), raws[encoding], carried, next(keys, ""))
-            conversation.seal()
+            conversation.submit_many(jobs.add(len(chunk)), encoded, raws, keys)
             self._pump.exchange()
         return jobs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from empd.client.handle import Handle
@@ -86,11 +86,12 @@ class AsyncJobSet:
         self._handles: list[AsyncJobHandle] = []
         self._ended: deque[AsyncJobHandle] = deque()
 
-    def add(self) -> AsyncJobHandle:
-        """A new handle in this set."""
-        handle = AsyncJobHandle(0, self._client, on_end=self._ended.append)
-        self._handles.append(handle)
-        return handle
+    def add(self, count: int) -> Sequence[Handle]:
+        """New handles in this set."""
+        client, end = self._client, self._ended.append
+        handles = [AsyncJobHandle(0, client, on_end=end) for _ in range(count)]
+        self._handles += handles
+        return handles
 
     def __len__(self) -> int:
         return len(self._handles)

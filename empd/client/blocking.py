@@ -119,7 +119,7 @@ class Client:
         Raises like `submit`; the jobs before a payload that has no encoding are submitted then.
         """
         jobs = JobSet(self)
-        left, keys = many(payloads), iter(idempotency_keys or ())
+        left, keys = many(payloads), None if idempotency_keys is None else iter(idempotency_keys)
         size = max(1, min(JOBS_PER_FRAME, self.window))
         encode, encode_options = self._payloads.encode, self._options.encode
         pump, conversation = self._pump, self._conversation
@@ -131,10 +131,7 @@ class Client:
                 room = self.window - len(chunk)
                 if len(conversation.open) > room:
                     self._pump.wait_known(lambda room=room: len(conversation.open) <= room, None)  # type: ignore[misc]
-                conversation.seal()
-                for encoding, carried in encoded:
-                    conversation.submit(jobs.add(), raws[encoding], carried, next(keys, ""))
-                conversation.seal()
+                conversation.submit_many(jobs.add(len(chunk)), encoded, raws, keys)
                 pump.exchange()
         return jobs
 

@@ -47,6 +47,7 @@ class Conversation:
         self.failed: EmpdError | None = None
         self.submissions = Submissions()
         self.open = self.submissions.open
+        self.submit_many = self.submissions.submit_many
         self.requests = Requests()
         self.subscriptions: dict[str, Subscription] = {}
         self.roll_call = RollCall(self.requests, self.open.__contains__)

@@ -21,6 +21,7 @@ _FAILURES: dict[int, type[JobFailed]] = {
     job.Outcome.EXPIRED: JobExpired,
     job.Outcome.DEAD: JobDead,
 }
+_STATES = {int(outcome): outcome.label for outcome in job.Outcome}
 ReadBlob = Callable[[BlobRef], bytes]
 
 
@@ -74,7 +75,7 @@ class Handle(msgspec.Struct, eq=False, gc=False):
     def state(self) -> str:
         """What is known without asking: `open`, an outcome's name, or `refused`."""
         if self.finished is not None:
-            return job.Outcome(self.finished.outcome).label
+            return _STATES[self.finished.outcome]
         return "open" if self.error is None else "refused"
 
     def watch(self, callback: Callable[[Any], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from empd.client.handle import Handle
@@ -104,11 +104,12 @@ class JobSet:
         self._handles: list[JobHandle] = []
         self._ended: deque[JobHandle] = deque()
 
-    def add(self) -> JobHandle:
-        """A new handle in this set."""
-        handle = JobHandle(0, self._client, on_end=self._ended.append)
-        self._handles.append(handle)
-        return handle
+    def add(self, count: int) -> Sequence[Handle]:
+        """New handles in this set."""
+        client, end = self._client, self._ended.append
+        handles = [JobHandle(0, client, on_end=end) for _ in range(count)]
+        self._handles += handles
+        return handles
 
     def __len__(self) -> int:
         return len(self._handles)

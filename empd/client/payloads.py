@@ -35,6 +35,8 @@ class Payloads:
 
         Raises TypeError when it has no encoding, Refused when it is too large for a daemon on another host.
         """
+        if type(payload) is bytes and len(payload) <= self._inline_bytes_max:
+            return "bytes", payload
         if type(payload) is BlobRef:
             return payload.encoding, payload
         if isinstance(payload, Path):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from empd.client.handle import Batch, Ending, Handle, failure_class
 from empd.errors import EmpdError, FailureClass, JobFailed, ProtocolError, Refused
 from empd.job import SESSION_JOBS_MAX
-from empd.payload import BlobRef, Carried
+from empd.payload import Carried
 from empd.result import FinishedJob, Results
 from empd.wire.frames import Accepted, JobGroup, Submit
 
@@ -22,6 +21,7 @@ on such a moment is brought about: no more frames are sent."""
 FRAME_PAYLOAD_BYTES_MAX = 900 * 1024
 KEY_CHARS_MAX = 256
 JOB_BYTES = 24  # of a payload's and a key's own framing, counted so that a frame stays below its limit
+BLOB_BYTES = 96  # of a reference to a blob
 
 
 class Submissions:
@@ -77,6 +77,44 @@ class Submissions:
         handle.number = self.session << 32 | self.next_job
         self.open[handle.number] = handle
         self.next_job += 1
+
+    def submit_many(
+        self,
+        handles: Sequence[Handle],
+        payloads: list[tuple[str, Carried]],
+        options: Mapping[str, msgspec.Raw],
+        keys: Iterator[str] | None = None,
+    ) -> None:
+        """Takes jobs as frames of their own. `payloads`: each one's encoding and bytes; `options` by encoding; `keys`
+        are taken as far as they go. Raises Refused for a key that no daemon takes."""
+        self.seal()
+        if keys is None and len(options) == 1:
+            [raw] = options.values()
+            if self._submit_frame(handles, raw, [payload for _, payload in payloads]):
+                return
+        for handle, (encoding, payload) in zip(handles, payloads, strict=True):
+            self.submit(handle, options[encoding], payload, next(keys, "") if keys is not None else "")
+        self.seal()
+
+    def _submit_frame(self, handles: Sequence[Handle], options: msgspec.Raw, payloads: list[Carried]) -> bool:
+        """Makes one frame of jobs that have nothing of their own but payloads. False: it would be too large."""
+        count = len(payloads)
+        size = sum([len(payload) if type(payload) is bytes else BLOB_BYTES for payload in payloads])
+        size += count * JOB_BYTES + len(bytes(options))
+        if count > JOBS_PER_FRAME or size > FRAME_PAYLOAD_BYTES_MAX:
+            return False
+        batch = self.gathering = Batch(self.next_job)
+        batch.groups = [JobGroup(options, payloads)]
+        batch.handles += handles
+        batch.size_bytes = size
+        first = self.session << 32 | self.next_job
+        for number, handle in enumerate(handles, first):
+            handle.number = number
+            handle.batch = batch
+        self.open.update(zip(range(first, first + count), handles, strict=True))
+        self.next_job += count
+        self.seal()
+        return True
 
     def seal(self) -> None:
         """Numbers the gathered frame and queues it to be sent."""
@@ -170,8 +208,10 @@ class Submissions:
             if handle is not None:
                 handle.finished = job
                 handle.ending = ending
-                if handle.on_end is not None:
-                    handle.end()
+                callback = handle.on_end
+                if callback is not None:
+                    handle.on_end = None
+                    callback(handle)
 
     def results(self, frame: Results) -> None:
         """Delivers a Results frame."""
@@ -241,8 +281,8 @@ class Submissions:
         self.next_job = next_job
 
 
-def _size(payload: Any) -> int:
-    return 96 if isinstance(payload, BlobRef) else len(payload)
+def _size(payload: Carried) -> int:
+    return len(payload) if type(payload) is bytes else BLOB_BYTES
 
 
 def _at(batch: Batch, index: int) -> Handle:

@@ -15,9 +15,10 @@ from empd.client.conversation import ASK_AGAIN_NS, GREETING_RETRY_NS, SILENCE_NS
 from empd.client.handle import Handle
 from empd.client.options import OptionsEncoder
 from empd.client.roll_call import ASK_IDS_MAX
+from empd.client.submissions import Submissions
 from empd.errors import FailureClass, JobFailed, ProtocolError, Refused
 from empd.job import SESSION_JOBS_MAX
-from empd.payload import FRAME_BYTES_MAX
+from empd.payload import FRAME_BYTES_MAX, BlobRef, Carried
 from empd.result import FinishedGroup, FinishedJob, JobStatus, Refusal
 from empd.wire import codec, frames
 
@@ -294,6 +295,44 @@ def test_no_frame_is_over_the_limit() -> None:
     link.pull()
     assert sum(len(frame.groups[0].payloads) for frame in _sent(link)) == 100
     assert max(len(data) for data in link.up) <= FRAME_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("payloads", "keys"),
+    [
+        ([("bytes", b"%d" % n) for n in range(256)], None),
+        ([("bytes", b"a"), ("msgpack", b"\x01"), ("bytes", b"b")], None),
+        ([("bytes", BlobRef("ab" * 16, 5, 7)), ("bytes", b"a")], None),
+        ([("bytes", b"x" * 300_000)] * 4, None),
+        ([("bytes", b"a"), ("bytes", b"a"), ("bytes", b"b"), ("bytes", b"c")], ["k", "k", ""]),
+        ([("bytes", b"a")], []),
+    ],
+)
+def test_jobs_taken_together_make_the_frames_of_jobs_taken_singly(
+    payloads: list[tuple[str, Carried]], keys: list[str] | None
+) -> None:
+    options = {encoding: OptionsEncoder().encode("square", encoding, {}) for encoding, _ in payloads}
+    sent = []
+    for together in (False, True):
+        submissions = Submissions()
+        submissions.session, submissions.next_job = 3, 7
+        earlier, handles = Handle(0), [Handle(0) for _ in payloads]
+        submissions.submit(earlier, OPTIONS, b"before")
+        named = iter(keys or ())
+        if together:
+            submissions.submit_many(handles, payloads, options, None if keys is None else named)
+        else:
+            submissions.seal()
+            for handle, (encoding, payload) in zip(handles, payloads, strict=True):
+                submissions.submit(handle, options[encoding], payload, next(named, ""))
+            submissions.seal()
+        assert submissions.gathering is None
+        batches = [handle.batch.number if handle.batch else 0 for handle in handles]
+        assert list(submissions.open.items()) == [(each.number, each) for each in (earlier, *handles)]
+        sizes = [batch.size_bytes for batch in submissions.unacknowledged.values()]
+        frames_out = [codec.encode(frame) for frame in submissions.take_unsent()]
+        sent.append((frames_out, [handle.number for handle in handles], batches, sizes, submissions.next_job))
+    assert sent[0] == sent[1]
 
 
 def test_jobs_of_different_options_share_a_frame_in_their_order() -> None:
