@@ -62,9 +62,9 @@ class Common(NamedTuple):
     labels: str | None
 
 
-Own = tuple[int, int, bytearray, bytes | None]
-"""The columns that each job has for itself: id, outcome, outline, result. The outline is no `bytes`, for each of which
-sqlite3 looks for an adapter."""
+Own = tuple[int, int, bytearray, bytearray | None]
+"""The columns that each job has for itself: id, outcome, outline, result. None is `bytes`: for each of those sqlite3
+looks for an adapter, which takes longer than to copy it."""
 
 _OWN_COLUMNS = 4
 
@@ -112,13 +112,13 @@ def to_stored(jobs: list[FinishedJob], options: JobOptions, worker: str, finishe
 
 
 def _own(job: FinishedJob, priority: int) -> Own:
-    error, result, blob = job.error, job.result, None
+    error, result = job.error, job.result
     failure = ("", "", "") if error is None else (error.failure, error.message, error.evidence)
-    if isinstance(result, BlobRef):
-        result, blob = None, result
+    blob = result if type(result) is BlobRef else None
+    inline = bytearray(result) if type(result) is bytes else None
     doubt = job.doubt
     outline = (job.submitted_ns, job.started_ns, job.attempts, priority, "msgpack", *failure, job.usage, blob, doubt)
-    return to_signed(job.id), job.outcome, bytearray(_pack(outline)), result
+    return to_signed(job.id), job.outcome, bytearray(_pack(outline)), inline
 
 
 def inserts(first: int, ended: Ended) -> Iterator[tuple[str, list[Any]]]:
