@@ -18,20 +18,18 @@ def exchange(channel: Channel, conversation: Conversation) -> bool:
     came = False
     now_ns = time.monotonic_ns()
     try:
+        came = conversation.take_changes(channel.changes(), now_ns)
+        if channel.refusal:
+            conversation.fail(NotRunning(channel.refusal))
         while conversation.failed is None:
-            came = conversation.take_changes(channel.changes(), now_ns) or came
-            if channel.refusal:
-                conversation.fail(NotRunning(channel.refusal))
-                break
             received = channel.receive()
             for data in received:
                 conversation.receive(data, now_ns)
             came = came or bool(received)
             outgoing = conversation.outgoing(now_ns)
-            if outgoing:
-                channel.send(outgoing)
-            elif not received:
+            if not outgoing:
                 break
+            channel.send(outgoing)  # which may take in what has come, and its notice with it: so it is looked at again
     except ProtocolError:
         came = True
     except BaseException:  # it is raised again
