@@ -63,6 +63,7 @@ class Broker:
         self._stopping = False
         self._stream_ns: int | None = None
         self._answer_ns: int | None = None
+        self._settle_ns: int | None = None
         self._spin_ns = 0
         self._tick_ns = 0
         self._heartbeat_ns = 0
@@ -109,14 +110,13 @@ class Broker:
         self._workers = Router(self._context, settings.workers_endpoint)
         self._client_box = Outbox(self._clients)
         self._worker_box = Outbox(self._workers)
-        self._receipt_box = Outbox(self._workers)
         self.stream = Stream(self._clients, self.ledger.journal)
         self.blobs = BlobKeeper(settings.spool_dir, settings.volatile_dir)
         host = Host(clock.host_id(), str(settings.spool_dir), str(settings.volatile_dir))
         self.clients = ClientDesk(Means(self.queue, self.ledger, self._client_box, self.stream, self.blobs), host)
         self.clients.status = self.status
         self.clients.operate = self._operate
-        self.workers = WorkerDesk(self.queue, self._worker_box, self._receipt_box, self.ledger.journal.instance)
+        self.workers = WorkerDesk(self.queue, self._worker_box, self.ledger.journal.instance)
         self.neighbours = Neighbours(self._child, self.queue, self.workers, self._board)
         self._by_descriptor: dict[int, Router] = {}
         for router in (self._workers, self._clients):
@@ -183,7 +183,7 @@ class Broker:
         self._send(self._react(), now)
         deadline_ns = self.queue.next_deadline_ns(now)
         self._tick_ns = min(self._tick_ns, deadline_ns)
-        for due_ns in (self._stream_ns, self._answer_ns):
+        for due_ns in (self._stream_ns, self._answer_ns, self._settle_ns):
             if due_ns is not None:
                 deadline_ns = min(deadline_ns, due_ns)
         return deadline_ns
@@ -247,7 +247,8 @@ class Broker:
     def _send(self, rows: list[Row], now: Instant) -> None:
         self.workers.lost(self._worker_box.flush())
         self.clients.lost(self._client_box.flush())
-        self.workers.lost(self._receipt_box.flush())
+        self._settle_ns = self.workers.settle(now.mono_ns, idle=not rows)
+        self.workers.lost(self._worker_box.flush())
         self.blobs.release(take_released(self.queue.state))
         self._stream_ns = self.stream.feed(rows, now.mono_ns)
         self.ledger.journal.checkpoint()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from empd.broker.outbox import Outbox
-from empd.clock import Instant
+from empd.clock import NS_PER_MS, Instant
 from empd.errors import FailureClass, ProtocolError
 from empd.queue.machine import Queue, StaleState
 from empd.queue.rows import Stopping
@@ -16,16 +16,18 @@ from empd.wire import frames
 from empd.wire.codec import decode_worker_frame
 
 SLOTS_MAX = 65_536
+SETTLE_NS_MAX = 20 * NS_PER_MS
 _DEAD_KEPT = 1_024
 
 
 class WorkerDesk:
     """Handles every frame that workers send. Answers and claims go to the outbox."""
 
-    def __init__(self, queue: Queue, outbox: Outbox, receipts: Outbox, instance: str) -> None:
+    def __init__(self, queue: Queue, outbox: Outbox, instance: str) -> None:
         self._queue = queue
         self._outbox = outbox
-        self._receipts = receipts  # sent last: nobody waits for them
+        self._settled: dict[bytes, int] = {}  # the newest Done of each that it has not been told of
+        self._settled_ns = 0  # since when
         self._instance = instance
         self._workers: dict[bytes, Worker] = {}
         self._identities: dict[tuple[str, int], bytes] = {}
@@ -91,7 +93,9 @@ class WorkerDesk:
 
     def _done(self, identity: bytes, worker: Worker, frame: frames.Done, now: Instant) -> None:
         self._queue.done(worker, frame, now)
-        self._receipts.put(identity, frames.Settled(frame.number))
+        if not self._settled:
+            self._settled_ns = now.mono_ns
+        self._settled[identity] = frame.number
 
     def _checkpoint(self, identity: bytes, worker: Worker, frame: frames.Checkpoint, now: Instant) -> None:
         try:
@@ -130,7 +134,20 @@ class WorkerDesk:
         for identity, worker in self._workers.items():
             claim = self._queue.claim(worker, now)
             if claim is not None:
-                self._outbox.put(identity, frames.Assign(claim.groups))
+                self._outbox.put(identity, frames.Assign(claim.groups, self._settled.pop(identity, 0)))
+
+    def settle(self, mono_ns: int, idle: bool) -> int | None:
+        """Tells workers what is durable, when no claim has said it meanwhile: nobody waits for that, so they are not
+        woken for it after each job. `idle`: the broker has nothing else to do. Returns the steady time to come back."""
+        if not self._settled:
+            return None
+        due_ns = self._settled_ns + SETTLE_NS_MAX
+        if not idle and mono_ns < due_ns:
+            return due_ns
+        for identity, number in self._settled.items():
+            self._outbox.put(identity, frames.Settled(number))
+        self._settled.clear()
+        return None
 
     def stopping(self, body: Stopping) -> None:
         """Tells holders to stop."""

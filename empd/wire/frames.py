@@ -229,7 +229,7 @@ class Capacity(Frame, tag=65):
 
 
 class Done(Frame, tag=66):
-    """Outcomes of attempts. `number` counts the worker's Done frames from 1; kept until `Settled` names it."""
+    """Outcomes of attempts. `number` counts the worker's Done frames from 1; kept until they are settled."""
 
     number: int
     done: list[DoneJob]
@@ -286,9 +286,10 @@ class WorkerWelcome(Frame, tag=96):
 
 
 class Assign(Frame, tag=97):
-    """Run these."""
+    """Run these. Done frames up to `settled` (0: none) are durable, as `Settled` says it."""
 
     groups: list[AssignGroup]
+    settled: int = 0
 
 
 class Stop(Frame, tag=98):

@@ -271,6 +271,8 @@ class Worker:
     def _on_assign(self, frame: frames.Assign) -> None:
         if not self._welcomed:
             return  # of the connection before: the Hello has not named these, so they go to somebody else
+        if frame.settled:
+            self._outbox.settle(frame.settled)
         for group in frame.groups:
             hosted, details = self._group(bytes(group.options))
             timeout_s = group.timeout_s

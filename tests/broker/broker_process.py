@@ -211,7 +211,19 @@ class RawWorker(Peer):
         self._done += 1
         self.say(frames.Done(self._done, done, failed or [], cancelled or []))
         if settle:
-            self.hear(frames.Settled, number=self._done)
+            self.settled()
+
+    def settled(self) -> str:
+        """Waits until its last Done is settled; returns the kind of frame that says so."""
+        deadline_s = time.monotonic() + WAIT_S
+        while True:
+            for frame in self.heard:
+                if self._done in (getattr(frame, "settled", 0), getattr(frame, "number", 0)):
+                    return type(frame).__name__
+            left_ms = int((deadline_s - time.monotonic()) * 1000)
+            assert left_ms > 0, f"Done {self._done} is not settled, but heard: {str(self.heard)[:2000]}"
+            if self.socket.poll(left_ms):
+                self.heard.append(self.decode(self.socket.recv()))
 
 
 class RawBroker:

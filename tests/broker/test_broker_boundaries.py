@@ -76,6 +76,7 @@ class Worker:
                 self._outbox.abandoned(claim)
         # What comes before the welcome is of the life before: the hello has not named it, so it is not held.
         elif type(frame) is frames.Assign and self._outbox.open:
+            self._outbox.settle(frame.settled)
             for group in frame.groups:
                 self._running += group.jobs
                 self.executed.update(job.id for job in group.jobs)

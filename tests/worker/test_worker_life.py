@@ -116,6 +116,17 @@ def test_a_state_whose_answer_was_lost_is_not_taken_for_a_conflict(broker: Broke
     assert broker.result(claim)[1] == 5
 
 
+def test_what_an_assignment_settles_is_not_held_any_more(broker: BrokerDouble, start) -> None:
+    start({"s": simulation()}).ready()
+    broker.settling = False
+    first = broker.assign("s", [None])[0]
+    broker.result(first)
+    second = broker.assign("s", [None], settled=broker.of(frames.Done)[0].number)[0]
+    broker.result(second)
+    broker.restart()
+    assert [tuple(claim) for claim in broker.wait(frames.WorkerHello, 2)[1].held] == [second]
+
+
 def test_drain_finishes_what_runs_settles_and_says_so(broker: BrokerDouble, start) -> None:
     worker = start({"s": simulation(duration_s=3.0)}, slots=2).ready()
     broker.settling = False

@@ -114,13 +114,14 @@ class BrokerDouble:
         attempt = options.pop("attempt", 1)
         checkpoint = options.pop("checkpoint", None)
         carried = options.pop("carried", False)
+        settled = options.pop("settled", 0)
         raw = msgspec.Raw(pack(frames.JobOptions(service=service, **options)))
         jobs = []
         for payload in payloads:
             self.epoch += 1
             body: Carried = payload if carried else pack(payload)
             jobs.append(frames.AssignedJob(self.epoch & 0xFFFF, self.epoch, body, attempt, checkpoint))
-        self.send(frames.Assign([frames.AssignGroup(raw, timeout_s, jobs)]))
+        self.send(frames.Assign([frames.AssignGroup(raw, timeout_s, jobs)], settled))
         return [(job.id, job.epoch) for job in jobs]
 
     def done(self) -> dict[tuple[int, int], Any]:
