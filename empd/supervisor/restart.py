@@ -62,6 +62,7 @@ class Event(enum.IntEnum):
     HANG = 8  # no heartbeat: the child's own failure
     KILL = 9  # the broker condemned it (a job ran too long): not the child's failure
     NOW = 10
+    WORKED = 11  # told at its death: a job of this life came to its result
 
 
 class Action(enum.IntEnum):
@@ -141,6 +142,9 @@ _TABLE: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.READY): (State.READY, Action.NONE),
     (State.HALF_OPEN, Event.READY): (State.READY, Action.NONE),
     (State.READY, Event.TIMER): (_Then.HEALTHY, Action.NONE),
+    # Who did a job can do jobs. What killed it is most likely the next one, which is charged for that by the broker; a
+    # circuit opened by such deaths would keep a GPU idle while innocent jobs wait behind those that kill.
+    **{(state, Event.WORKED): (_Then.HEALTHY, Action.NONE) for state in LIVE - {State.STARTING, State.HALF_OPEN}},
     (State.READY, Event.RECYCLE): (State.RECYCLING, Action.NONE),
     (State.DRAINING, Event.TIMER): (State.STOPPING, Action.SEND_STOP),
     (State.STOPPING, Event.TIMER): (State.DUMPING, Action.DUMP),
@@ -204,7 +208,8 @@ def step(life: Life, event: Event, policy: Policy, now_ns: int, chance: float) -
     if target is _Then.LADDER:
         target = _Then.FAILED if life.blamed else _Then.AGAIN
     if target is _Then.HEALTHY:
-        return life._replace(until_ns=0, failures=(), streak=0, opens=0), action
+        until_ns = 0 if event is Event.TIMER else life.until_ns
+        return life._replace(until_ns=until_ns, failures=(), streak=0, opens=0), action
     if isinstance(target, State):
         return _enter(life, target, policy, now_ns), action
     if target is _Then.FAILED:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from empd.clock import NS_PER_MS, NS_PER_S
 from empd.lifecycle import ChildKind, Control, Exit, Notice, evidence_path, receive, send
-from empd.memory.board import Board, Identity, SlotState
+from empd.memory.board import Activity, Board, Identity, SlotState
 from empd.supervisor import evidence
 from empd.supervisor.children import Children, Member
 from empd.supervisor.kinds import Kinds
@@ -239,7 +239,9 @@ class Warden:
             member.control.close()
             member.control = None
         member.died, member.last_exit, member.last_status = None, cause, status
-        job_id = self._job_of(member)
+        # The child wrote it: whatever it is, it has to fit the record.
+        activity = self._board.read(member.slot).own_activity or Activity()
+        job_id = activity.job_id & _VALUE_MAX
         evidence.drop_empty(self._runtime_dir, member.generation)
         gone = Control(Notice.GONE, spec.kind, member.slot, member.generation, int(cause), member.pid, status, job_id)
         self._deaths.append((time.monotonic_ns(), gone))
@@ -250,12 +252,9 @@ class Warden:
                 self.tell(other, gone)
         level = logging.INFO if cause in (Exit.CLEAN, Exit.DRAINED) else logging.WARNING
         _log.log(level, "%s is gone: %s, %s", spec.name, cause.name.lower(), describe_status(status))
+        if spec.kind is ChildKind.WORKER and activity.jobs_done:
+            self.apply(member, Event.WORKED)
         self.apply(member, Event.EXITED_CLEAN if status == 0 else Event.EXITED_BAD)
-
-    def _job_of(self, member: Member) -> int:
-        activity = self._board.read(member.slot).own_activity
-        # The child wrote it: whatever it is, it has to fit the record.
-        return activity.job_id & _VALUE_MAX if activity is not None else 0
 
     def _dump(self, member: Member) -> None:
         self._signal(member, signal.SIGUSR1)

@@ -43,7 +43,8 @@ class Activities:
         self._lanes: Lanes | None = None
         self._tallies: Sequence[Tally] = ()
         self._last_ns = 0
-        self._pending = False
+        self._later: asyncio.TimerHandle | None = None
+        self._worked = False
         self.rss_bytes = 0
 
     def watch(self, lanes: Lanes, tallies: Sequence[Tally]) -> None:
@@ -60,12 +61,12 @@ class Activities:
                 log("memory_limit_raised", "warning", reason="it was below what the idle worker needs", **limits)
 
     def note(self, now_ns: int) -> None:
-        """A job began or ended; the board shows it within 50 ms."""
-        if now_ns - self._last_ns >= GAP_NS_MIN:
+        """A job began or ended; the board shows it within 50 ms, the first result at once: by that the supervisor
+        tells a worker which a job has killed from one that is no good."""
+        if now_ns - self._last_ns >= GAP_NS_MIN or (not self._worked and self._jobs_done()):
             self._write(now_ns)
-        elif not self._pending:
-            self._pending = True
-            self._loop.call_later(GAP_NS_MIN / NS_PER_S, self._late)
+        elif self._later is None:
+            self._later = self._loop.call_later(GAP_NS_MIN / NS_PER_S, self._late)
 
     def moved(self, context: Context) -> None:
         """A job made progress."""
@@ -91,16 +92,23 @@ class Activities:
 
     def close(self) -> None:
         """Unmaps the board. No more may be written."""
+        if self._later is not None:
+            self._later.cancel()
         self.board.close()
         self._memory.close()
 
     def _late(self) -> None:
-        self._pending = False
+        self._later = None
         self._write(time.monotonic_ns())
+
+    def _jobs_done(self) -> int:
+        return sum(tally.completed for tally in self._tallies)
 
     def _write(self, now_ns: int) -> None:
         self._last_ns = now_ns
         self.rss_bytes = self._memory.rss_bytes()
+        jobs_done = self._jobs_done()
+        self._worked = jobs_done > 0
         running = self._lanes.running if self._lanes else []
         # Of several jobs the board shows the one that has not moved for longest: it is the one that may hang.
         shown = min(running, key=_moved_ns, default=None)
@@ -112,7 +120,7 @@ class Activities:
                 progress=shown.fraction if shown else 0.0,
                 progress_mono_ns=_moved_ns(shown) if shown else 0,
                 jobs_running=len(running),
-                jobs_done=sum(tally.completed for tally in self._tallies),
+                jobs_done=jobs_done,
                 jobs_failed=sum(tally.failed for tally in self._tallies),
                 rss_bytes=self.rss_bytes,
                 spares=(*self._leases.values(), *(0,) * (SPARES - len(self._leases))),

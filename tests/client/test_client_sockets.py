@@ -492,6 +492,23 @@ def test_history_that_does_not_answer_is_named(folder: Path) -> None:
         ask_history(f"ipc://{folder}/history.sock", [1], timeout_s=0.05)
 
 
+def test_history_that_is_replaced_is_asked_again(folder: Path) -> None:
+    """The web process that read the question ends with it; its successor answers."""
+    number = 7 << 32
+    with zmq.Context() as context, ThreadPoolExecutor(1) as pool:
+        first = context.socket(zmq.ROUTER)
+        first.bind(f"ipc://{folder}/history.sock")
+        asking = pool.submit(ask_history, f"ipc://{folder}/history.sock", [number], 30.0)
+        first.recv_multipart()
+        first.close(0)
+        history = HistoryDouble(folder, {number: FinishedJob(number, 0, b"\x2a", 1, 2, 1)}, set())
+        try:
+            [group] = asking.result(60).groups
+            assert [job.id for job in group.jobs] == [number]
+        finally:
+            history.close()
+
+
 def test_rows_arrive_and_are_acknowledged(folder: Path) -> None:
     with serving(folder, ModelBroker()) as double, Client(double.endpoint) as client:
         rows = client.subscribe("tool", 1)

@@ -126,6 +126,17 @@ def nothing_is_left(daemon: Box, client: Client) -> None:
     assert not [path for path in (daemon.state_dir / "spool").rglob("*") if path.is_file()]
 
 
+def test_jobs_that_kill_do_not_keep_others_waiting_behind_an_open_circuit(box: Callable[..., Box]) -> None:
+    daemon = box(mapping_of(one=service(api_config={"duration_s": 0})))
+    deadly, harmless = {"fault": "crash", "times": 1}, {}
+    with daemon.client() as client:
+        # Twice as many deaths as a worker's budget allows in a minute; each life does the job that killed the last.
+        results = list(client.submit_many("one", [deadly, harmless] * 20).results(120))
+        assert len(results) == 40
+    assert daemon.log().count("one-0 is gone: crashed") == 20
+    assert "OPEN" not in daemon.log()
+
+
 def test_a_job_is_dead_lettered_when_its_holders_died_max_crashes_times(
     box: Callable[..., Box], tmp_path: Path
 ) -> None:

@@ -70,6 +70,19 @@ def test_being_healthy_clears_the_budget():
     assert fail(life, 10).state is State.STARTING
 
 
+@pytest.mark.parametrize("state", [State.READY, State.DRAINING, State.KILLING])
+def test_a_life_in_which_a_job_was_done_leaves_a_clean_slate(state: State):
+    life = Life(state, Goal.UP, until_ns=5, failures=(1, 2, 3), streak=3, opens=2)
+    life = live(Event.WORKED, life=life)
+    assert life == Life(state, Goal.UP, until_ns=5)
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.HALF_OPEN])
+def test_who_never_was_ready_has_done_nothing(state: State):
+    life = Life(state, Goal.UP, failures=(1, 2, 3), streak=3, opens=2)
+    assert live(Event.WORKED, life=life) == life
+
+
 def test_old_failures_leave_the_window():
     life = live(Event.START)
     for index in range(20):
@@ -162,7 +175,7 @@ def test_whatever_happens_the_table_keeps_its_promises(events, goals):
         assert (action is Action.SPAWN) == starts
         # A wait without a process always ends; every state that can hang has a timer.
         if life.state not in (State.DOWN, State.READY, State.RECYCLING):
-            assert life.until_ns >= now_ns or before == life
+            assert life.until_ns >= now_ns or (before.state, before.until_ns) == (life.state, life.until_ns)
         # Nobody who is not wanted is started after having left.
         if event in EXITS and before.state in LIVE and before.goal is Goal.DOWN:
             assert life.state is State.DOWN

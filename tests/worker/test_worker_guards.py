@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,13 @@ import pytest
 from test_worker_lanes import INSTANT, LONG, SWALLOW, Rig, Scripted
 from worker_broker import BrokerDouble, simulation
 
+from empd.connectors.service.pool_child import Process
+from empd.lifecycle import Child, ChildKind
+from empd.memory.board import Board, Identity
 from empd.payload import INLINE_BYTES_MAX
 from empd.wire import frames
+from empd.worker.activity import Activities
+from empd.worker.tally import Tally
 
 
 def test_what_an_earlier_connection_assigned_does_not_run(broker: BrokerDouble, start) -> None:
@@ -174,3 +181,37 @@ def test_what_waits_for_a_lane_that_is_lost_gets_another(tmp_path: Path) -> None
             await rig.lanes.close()
 
     asyncio.run(run())
+
+
+def test_the_first_result_is_on_the_board_at_once_and_none_is_written_after_the_end() -> None:
+    failures: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, failure: failures.append(failure))
+        board = Board.create(1)
+        board.writer(0, Identity).write(Identity(ChildKind.WORKER, "w-0", pid=1, generation=7))
+        child = Child(ChildKind.WORKER, "w-0", 0, 7, socket.socket(), board.fd, 2, None, None)
+        activities, tally = Activities(child, 0, lambda: None), Tally("s")
+        activities.watch(None, [tally])  # type: ignore[arg-type]
+        activities.heartbeat()
+        tally.completed += 1
+        activities.note(time.monotonic_ns())
+        activity = board.read(0).activity
+        assert activity is not None
+        assert activity.jobs_done == 1
+        activities.note(time.monotonic_ns())  # soon after the last: it is written later, by a timer
+        activities.close()
+        await asyncio.sleep(0.1)  # twice as long as that would take
+        child.control.close()
+
+    asyncio.run(run())
+    assert failures == []
+
+
+def test_a_pool_process_takes_the_reset_by_a_killed_worker_for_its_end() -> None:
+    worker, own = socket.socketpair()
+    with worker, own, asyncio.Runner() as runner:
+        own.sendall(b"what the worker never read")
+        worker.close()
+        Process(own, runner).serve()

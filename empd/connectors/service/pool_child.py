@@ -209,7 +209,10 @@ class Process:
         buffer = bytearray(count)
         view, have = memoryview(buffer), 0
         while have < count:
-            got = self._peer.recv_into(view[have:])
+            try:
+                got = self._peer.recv_into(view[have:])
+            except ConnectionResetError:  # it was killed before it had read all that was sent to it
+                return b""
             if not got:
                 return b""
             have += got
