@@ -16,11 +16,12 @@ WORKERS ?= auto
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-comfyui test-fluent-bit lint format types unit bench bench-peers figures samples protos lock clean system
+.PHONY: help setup demo test test-a1111 test-comfyui test-fluent-bit lint format types unit bench bench-peers figures samples protos lock clean system
 
 help:
 	@echo "make demo    run the daemon on real input, kill parts of it, show that nothing is lost"
 	@echo "make test    lint, types and every test"
+	@echo "make test-a1111 A1111_URL=…       the Automatic1111 connectors against a real server"
 	@echo "make test-comfyui COMFYUI_URL=…   the ComfyUI connectors against a real server"
 	@echo "make test-fluent-bit FLUENT_BIT=… etc/fluent-bit.conf by a real Fluent Bit (the path of the program)"
 	@echo "make lint | format | types | unit | bench | bench-peers | figures | samples | protos | lock | clean"
@@ -82,6 +83,11 @@ unit: system $(READY) $(WHEELS)/.ready $(SERVERS)
 test-comfyui: $(READY)
 	@test -n "$(COMFYUI_URL)" || { echo "make test-comfyui COMFYUI_URL=… (the address of a server)"; exit 2; }
 	@COMFYUI_URL=$(COMFYUI_URL) $(BIN)/pytest -q -n 0 tests/services/test_services_comfyui_server.py tests/services/test_services_comfyui_wire.py
+
+# The same for Automatic1111; any checkpoint does. A1111_AUTH=user:password where the server has --api-auth.
+test-a1111: $(READY)
+	@test -n "$(A1111_URL)" || { echo "make test-a1111 A1111_URL=… (the address of a server)"; exit 2; }
+	@A1111_URL=$(A1111_URL) A1111_AUTH=$(A1111_AUTH) $(BIN)/pytest -q -n 0 -rs tests/services/test_services_a1111_server.py
 
 # It is in no package registry that the others come from; bring your own.
 test-fluent-bit: $(READY)

@@ -1,7 +1,10 @@
-"""A double of Automatic1111's WebUI that speaks its REST API as the 1.10 line does, the awkward parts included.
+"""A double of Automatic1111's WebUI that speaks its REST API as 1.10.1 does, the awkward parts included; proved against
+that server by `make test-a1111`.
 
-One task at a time behind a lock; progress and interrupt of the whole server; `info` as JSON within JSON; a grid before
-the pictures of a batch; a task that failed stays `current_task`; an interrupted call answers 200 with what there is.
+One task at a time behind a lock; state and interrupt of the whole server, which names no task: only the routes of its
+page know one by its id. A task that failed stays the current one, and one whose picture cannot be read stays in the
+queue, both until the server ends. An interrupted call answers 200 with what there is. What it does not know by name
+(sampler, scheduler, VAE, checkpoint) it replaces without a word. `info` is JSON within JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Self
 
-from aiohttp import BasicAuth, web
+from aiohttp import web
 
 from empd.cli.demo.png import Picture, encode
 
@@ -24,7 +27,14 @@ MODELS = [
     {"title": "dream.safetensors [0123456789]", "model_name": "dream", "hash": "0123456789", "sha256": "ab" * 32},
     {"title": "paint.safetensors [9876543210]", "model_name": "paint", "hash": "9876543210", "sha256": "cd" * 32},
 ]
-SAMPLERS = ("Euler", "Euler a", "DPM++ 2M")
+SAMPLERS = {"DPM++ 2M": ["k_dpmpp_2m"], "Euler a": ["k_euler_a", "k_euler_ancestral"], "Euler": ["k_euler"]}
+"""With their aliases; the first is the one that takes the place of an unknown one."""
+
+SCHEDULERS = {"automatic": "Automatic", "karras": "Karras"}
+LORAS = {"ink": "ink", "wash": "Water colours"}
+"""With their aliases."""
+
+UPSCALERS = ("None", "Lanczos")
 SCRIPTS = ("prompts from file or textbox", "x/y/z plot")
 ALWAYS_ON = ("controlnet", "adetailer")
 
@@ -58,7 +68,10 @@ class A1111Double:
         self.eta_s: float | None = None  # in place of the one that follows from the time spent
         self.steps_max: int | None = None  # of tasks that begin from now on
         self.looks = 0
-        self.options = {"sd_model_checkpoint": MODELS[0]["title"], "sd_vae": "Automatic", "return_grid": True}
+        self.options = {
+            "sd_model_checkpoint": MODELS[0]["title"], "sd_checkpoint_hash": MODELS[0]["sha256"], "sd_vae": "Automatic",
+            "return_grid": True, "CLIP_stop_at_last_layers": 1,
+        }  # fmt: skip
         self.current: str | None = None
         self.pending: list[str] = []
         self.started: list[str] = []
@@ -66,6 +79,8 @@ class A1111Double:
         self.bodies: list[dict[str, Any]] = []
         self.interrupts: list[str | None] = []
         self.unloads = 0
+        self.lacking: set[str] = set()  # lists that it does not have, as other versions do not
+        self.captions = True  # whether it has the models that questions need
         self.gate = asyncio.Event()
         self.gate.set()
         self._lock = asyncio.Lock()
@@ -81,8 +96,9 @@ class A1111Double:
             post(f"/sdapi/v1/{name}", self._generate)
         for name, value in self._lists().items():
             get(f"/sdapi/v1/{name}", _telling(value))
-        for name in ("refresh-checkpoints", "refresh-vae", "refresh-embeddings", "reload-checkpoint"):
-            post(f"/sdapi/v1/{name}", _telling({}))
+        for name in ("refresh-checkpoints", "refresh-vae", "refresh-embeddings"):
+            post(f"/sdapi/v1/{name}", _telling(None))
+        post("/sdapi/v1/reload-checkpoint", _telling({}))
         post("/sdapi/v1/unload-checkpoint", self._unload)
         post("/sdapi/v1/options", self._set_options)
         post("/sdapi/v1/interrupt", self._interrupt)
@@ -120,17 +136,23 @@ class A1111Double:
         return {
             "options": lambda: self.options,
             "sd-models": MODELS,
-            "samplers": [{"name": name, "aliases": [], "options": {}} for name in SAMPLERS],
-            "schedulers": [{"name": "karras", "label": "Karras", "aliases": None, "default_rho": -1}],
-            "upscalers": [{"name": "None", "model_name": None, "scale": 4}],
+            "samplers": [{"name": name, "aliases": aliases, "options": {}} for name, aliases in SAMPLERS.items()],
+            "schedulers": [
+                {"name": name, "label": label, "aliases": None, "default_rho": -1.0}
+                for name, label in SCHEDULERS.items()
+            ],
+            "upscalers": [{"name": name, "model_name": None, "scale": 4} for name in UPSCALERS],
             "latent-upscale-modes": [{"name": "Latent"}],
             "sd-vae": [{"model_name": "fine.vae.pt", "filename": "/vae/fine.vae.pt"}],
-            "loras": [{"name": "ink", "alias": "ink", "path": "/loras/ink.safetensors", "metadata": {}}],
+            "loras": [
+                {"name": name, "alias": alias, "path": f"/loras/{name}.safetensors", "metadata": {}}
+                for name, alias in LORAS.items()
+            ],
             "embeddings": {"loaded": {}, "skipped": {}},
             "scripts": {"txt2img": [*SCRIPTS, *ALWAYS_ON], "img2img": [*SCRIPTS, *ALWAYS_ON]},
             "script-info": [],
             "extensions": [],
-            "cmd-flags": {"api": True},
+            "cmd-flags": lambda: {"api": True, "api_auth": f"user:{self.auth}" if self.auth else None},
             "memory": {
                 "ram": {"free": 1, "used": 1, "total": 2},
                 "cuda": {"system": {"free": 3 << 30, "total": 8 << 30}},
@@ -140,17 +162,13 @@ class A1111Double:
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """As `api_middleware`: credentials, the form of errors."""
-        if self.auth and request.path.startswith("/sdapi"):
-            try:
-                allowed = BasicAuth.decode(request.headers.get("Authorization", "")).password == self.auth
-            except ValueError:
-                allowed = False
-            if not allowed:
-                headers = {"WWW-Authenticate": "Basic"}
-                body = {"error": "HTTPException", "detail": "Incorrect username or password", "body": "", "errors": ""}
-                return web.json_response(body, status=401, headers=headers)
+        if self.auth and request.path.startswith("/sdapi") and (problem := self._refused(request)):
+            body = {"error": "HTTPException", "detail": problem, "body": "", "errors": ""}
+            return web.json_response(body, status=401)
         try:
-            if request.path.startswith("/internal") and not self.page:
+            if (request.path.startswith("/internal") and not self.page) or request.path.rpartition("/")[
+                2
+            ] in self.lacking:
                 raise web.HTTPNotFound
             answer = await handler(request)
         except Failure as failure:
@@ -163,40 +181,59 @@ class A1111Double:
         answer.headers["X-Process-Time"] = "0.0"
         return answer
 
+    def _refused(self, request: web.Request) -> str:
+        if "Authorization" not in request.headers:
+            return "Not authenticated"
+        wanted = base64.b64encode(f"user:{self.auth}".encode()).decode()
+        return "" if request.headers["Authorization"] == f"Basic {wanted}" else "Incorrect username or password"
+
     # --- pictures ---
 
     async def _generate(self, request: web.Request) -> web.Response:
         body = _defaults() | await request.json()
         self.bodies.append(body)
         body["steps"] = min(body["steps"], self.steps_max or body["steps"])
-        _validate(body, request.path.endswith("img2img"))
+        changes = request.path.endswith("img2img")
+        _validate(body, changes)
         task = body.get("force_task_id") or f"task(txt2img-{random.getrandbits(32):x})"
         self.pending.append(task)
         async with self._lock:
+            for image in body["init_images"] if changes else ():
+                _decoded(image)  # what fails here leaves its task in the queue
             self.pending.remove(task)
             return await self._run(task, body)
 
-    async def _run(self, task: str, body: dict[str, Any]) -> web.Response:
-        self._state |= {"interrupted": False, "skipped": False, "job": "scripts", "job_count": -1, "job_no": 0}
-        self._state |= {"sampling_step": 0, "sampling_steps": 0}
+    def _begin(self, job: str, count: int) -> None:
+        self._state |= {"interrupted": False, "skipped": False, "job": job, "job_count": count, "job_no": 0}
+        self._state |= {"sampling_step": 0}
         self._began_s = time.monotonic()
+        self._preview = 0
+
+    async def _run(self, task: str, body: dict[str, Any]) -> web.Response:
+        self._begin("scripts_txt2img", -1)
         self.current = task
         self.started.append(task)
+        before = dict(self.options)
         try:
-            self._override(body["override_settings"])
+            self._override(body["override_settings"] or {})
             if self.failing is not None:
                 raise self.failing
             await asyncio.sleep(self.step_s)
-            count = body["n_iter"]
-            self._state |= {"job_count": count * (1 + bool(body.get("enable_hr")))}
+            passes, done = 1 + bool(body.get("enable_hr")), 0
+            self._state |= {"job_count": body["n_iter"] * passes}
             for number in range(self._state["job_count"]):
+                if self._state["interrupted"]:
+                    break
                 self._state |= {"job_no": number, "sampling_step": 0, "sampling_steps": body["steps"]}
                 await self._steps(body["steps"])
+                done = number // passes + 1
             self.current = None
             self.finished.append(task)
+            return _json(_result(body, self.options, done * body["batch_size"]))
         finally:
+            if body["override_settings_restore_afterwards"]:  # the model stays, and the setting that says which it is
+                self.options = before | {"sd_checkpoint_hash": self.options["sd_checkpoint_hash"]}
             self._state |= {"job": "", "job_count": 0}
-        return _json(_result(body, self.options))
 
     async def _steps(self, steps: int) -> None:
         for step in range(steps):
@@ -208,47 +245,46 @@ class A1111Double:
             await asyncio.sleep(self.step_s)
 
     def _override(self, override: dict[str, Any]) -> None:
-        wanted = override.get("sd_model_checkpoint")
-        if wanted is not None and wanted not in {model["title"] for model in MODELS}:
-            raise Failure("RuntimeError", f"model {wanted!r} not found")
-        self.options |= override
+        """Loads the model that is named, or the one of the settings in place of one that it does not know."""
+        _known_settings(override, self.options)
+        model = _model(override.get("sd_model_checkpoint")) or _model(self.options["sd_model_checkpoint"])
+        assert model is not None
+        self.options |= override | {"sd_model_checkpoint": model["title"], "sd_checkpoint_hash": model["sha256"]}
 
     async def _interrupt(self, request: web.Request) -> web.Response:
-        self.interrupts.append(self.current)
+        self.interrupts.append(self.current if self._state["job_count"] else None)
         self._state["interrupted"] = True
         return _json({})
 
     # --- progress ---
 
     def _fraction(self) -> float:
-        state = self._state
-        if state["job_count"] == 0:
-            return 0.0
-        done = 0.01
+        state, done = self._state, 0.0
         if state["job_count"] > 0:
             done += state["job_no"] / state["job_count"]
-        if state["sampling_steps"] > 0:
-            done += 1 / state["job_count"] * state["sampling_step"] / state["sampling_steps"]
+            if state["sampling_steps"] > 0:
+                done += 1 / state["job_count"] * state["sampling_step"] / state["sampling_steps"]
         return min(done, 1.0)
 
-    def _eta_s(self) -> float:
+    def _eta_s(self, fraction: float) -> float:
         if self.eta_s is not None:
             return self.eta_s
-        fraction, elapsed_s = self._fraction(), time.monotonic() - self._began_s
-        return elapsed_s / fraction - elapsed_s if fraction > 0 else 0.0
+        elapsed_s = time.monotonic() - self._began_s
+        return elapsed_s / fraction - elapsed_s
 
     async def _progress(self, request: web.Request) -> web.Response:
+        """Of the whole server. Its code means to name the task, as `current_task`, and does not."""
         self.looks += 1
         busy = self._state["job_count"] != 0
         wanted = busy and request.query.get("skip_current_image") != "true" and self._preview
+        fraction = min(1.0, self._fraction() + 0.01) if busy else 0.0
         return _json(
             {
-                "progress": self._fraction(),
-                "eta_relative": self._eta_s() if busy else 0.0,
+                "progress": fraction,
+                "eta_relative": self._eta_s(fraction) if busy else 0.0,
                 "state": self._state,
                 "current_image": picture(self._preview) if wanted else None,
                 "textinfo": None,
-                "current_task": self.current,
             }
         )
 
@@ -256,19 +292,26 @@ class A1111Double:
         asked = await request.json()
         task = asked["id_task"]
         active, queued = task == self.current, task in self.pending
-        answer = {"active": active, "queued": queued, "completed": task in self.finished, "id_live_preview": -1}
+        answer = {"active": active, "queued": queued, "completed": task in self.finished[-16:]}
+        answer |= {"progress": None, "eta": None, "live_preview": None, "id_live_preview": -1}
         if not active:
-            return _json(
-                {**answer, "textinfo": "In queue..." if queued else "Waiting...", "progress": None, "eta": None}
-            )
-        if asked.get("live_preview") and self._preview:
+            text = f"In queue: {self.pending.index(task) + 1}/{len(self.pending)}" if queued else "Waiting..."
+            return _json({**answer, "textinfo": text})
+        fraction, known = self._fraction(), asked.get("id_live_preview", -1)
+        answer |= {"progress": fraction, "eta": self._eta_s(fraction) if fraction else None, "id_live_preview": known}
+        if asked.get("live_preview", True) and self._preview and self._preview != known:
             answer["live_preview"] = f"data:image/png;base64,{picture(self._preview)}"
-        return _json({**answer, "progress": self._fraction(), "eta": self._eta_s(), "textinfo": None})
+            answer["id_live_preview"] = self._preview
+        return _json({**answer, "textinfo": None})
 
     # --- the rest ---
 
     async def _set_options(self, request: web.Request) -> web.Response:
-        self._override(await request.json())
+        wanted = await request.json()
+        name = wanted.get("sd_model_checkpoint")
+        if name is not None and _model(name) is None:
+            raise Failure("RuntimeError", f"model {name!r} not found")
+        self._override(wanted)
         return web.json_response(None)
 
     async def _unload(self, request: web.Request) -> web.Response:
@@ -279,20 +322,33 @@ class A1111Double:
         body = await request.json()
         self.bodies.append(body)
         _decoded(body.get("image", ""))
+        await self._upscale(body, 1)
         return _json({"html_info": "<p>upscaled</p>", "image": picture(4)})
 
     async def _extra_batch(self, request: web.Request) -> web.Response:
         body = await request.json()
         for entry in body["imageList"]:
             _decoded(entry["data"])
+        await self._upscale(body, len(body["imageList"]))
         return _json({"html_info": "", "images": [picture(i) for i in range(len(body["imageList"]))]})
+
+    async def _upscale(self, body: dict[str, Any], count: int) -> None:
+        """A job of the server without a task."""
+        async with self._lock:
+            self._begin("extras", count)
+            try:
+                if (name := body.get("upscaler_1", "None")) not in UPSCALERS:
+                    raise Failure("AssertionError", f"could not find upscaler named {name}")
+                await self.gate.wait()
+            finally:
+                self._state |= {"job": "", "job_count": 0}
 
     async def _interrogate(self, request: web.Request) -> web.Response:
         body = await request.json()
         _decoded(body.get("image", ""))
         if body.get("model") not in ("clip", "deepdanbooru"):
             raise Failure("HTTPException", status=404, detail="Model not found")
-        return _json({"caption": "a small square"})
+        return _json({"caption": "a small square" if self.captions else "<error>"})
 
     async def _png_info(self, request: web.Request) -> web.Response:
         _decoded((await request.json()).get("image", ""))
@@ -330,32 +386,57 @@ def _json(value: Any) -> web.Response:
 def _defaults() -> dict[str, Any]:
     return {
         "prompt": "", "seed": -1, "batch_size": 1, "n_iter": 1, "steps": 50, "cfg_scale": 7.0, "width": 512,
-        "height": 512, "sampler_name": None, "sampler_index": "Euler", "override_settings": {}, "alwayson_scripts": {},
-        "send_images": True, "script_name": None,
+        "height": 512, "sampler_name": None, "sampler_index": "Euler", "scheduler": None, "alwayson_scripts": {},
+        "override_settings": None, "override_settings_restore_afterwards": True, "send_images": True,
+        "save_images": False, "script_name": None,
     }  # fmt: skip
 
 
 def _validate(body: dict[str, Any], needs_image: bool) -> None:
-    if not isinstance(body["width"], int):
-        problem = {"type": "int_parsing", "loc": ["body", "width"], "msg": "Input should be a valid integer"}
+    """What is refused before the task is put into the queue."""
+    if not isinstance(body["width"], int) and not str(body["width"]).isdecimal():
+        problem = {"loc": ["body", "width"], "msg": "value is not a valid integer", "type": "type_error.integer"}
         raise Failure("", status=422, detail=[problem])
-    if (body["sampler_name"] or body["sampler_index"]) not in SAMPLERS:
-        raise Failure("HTTPException", status=404, detail="Sampler not found")
+    if needs_image:
+        if body.get("init_images") is None:
+            raise Failure("HTTPException", status=404, detail="Init image not found")
+        if body.get("mask"):
+            _decoded(body["mask"])
     if body["script_name"] and body["script_name"].lower() not in SCRIPTS:
         raise Failure("HTTPException", status=422, detail=f"Script '{body['script_name']}' not found")
     for name in body["alwayson_scripts"]:
+        if name.lower() in SCRIPTS:
+            text = "Cannot have a selectable script in the always on scripts params"
+            raise Failure("HTTPException", status=422, detail=text)
         if name.lower() not in ALWAYS_ON:
-            raise Failure("HTTPException", status=422, detail=f"always on script {name} not found")
-    if needs_image:
-        if not body.get("init_images"):
-            raise Failure("HTTPException", status=404, detail="Init image not found")
-        for image in (*body["init_images"], *([body["mask"]] if body.get("mask") else [])):
-            _decoded(image)
+            raise Failure("HTTPException", status=422, detail=f"Script '{name}' not found")
+
+
+def _known_settings(wanted: dict[str, Any], options: dict[str, Any]) -> None:
+    for name in wanted:
+        if name not in options:
+            raise Failure("KeyError", repr(name))
+
+
+def _model(name: Any) -> dict[str, str] | None:
+    """By any of its aliases."""
+    for model in MODELS:
+        if name in (model["title"], model["model_name"], model["hash"], model["title"].partition(" ")[0]):
+            return model
+    return None
+
+
+def _sampler(body: dict[str, Any]) -> str:
+    """The one that is used: by its exact name, with or without a scheduler's behind it, or the first of all."""
+    name = str(body["sampler_name"] or body["sampler_index"])
+    for label in (*SCHEDULERS, *SCHEDULERS.values()):
+        name = name.removesuffix(f" {label}")
+    return name if name in SAMPLERS else next(iter(SAMPLERS))
 
 
 def _decoded(text: str) -> bytes:
     if text.startswith(("http://", "https://")):
-        raise Failure("HTTPException", status=500, detail="Requests not allowed")
+        raise Failure("HTTPException", status=500, detail="Request to local resource not allowed")
     if text.startswith("data:image/"):
         text = text.split(";")[1].split(",")[1]
     try:
@@ -367,20 +448,22 @@ def _decoded(text: str) -> bytes:
     return data
 
 
-def _result(body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    count = body["batch_size"] * body["n_iter"]
-    first = random.getrandbits(24) if body["seed"] == -1 else body["seed"]
-    seeds = [first + i for i in range(count)]
-    images = [picture(seed) for seed in seeds]
-    has_grid = count > 1 and options["return_grid"]
-    texts = [f"{body['prompt']}\nSteps: {body['steps']}, Seed: {seed}" for seed in seeds]
+def _result(body: dict[str, Any], options: dict[str, Any], made: int) -> dict[str, Any]:
+    """`made`: how many pictures there are; fewer than were asked for after an interrupt."""
+    first = random.getrandbits(24) if body["seed"] in (-1, None) else body["seed"]
+    seeds = [first + i for i in range(body["batch_size"] * body["n_iter"])]
+    images = [picture(seed) for seed in seeds[:made]]
+    has_grid = made > 1 and options["return_grid"] and body["save_images"]
+    texts = [f"{body['prompt']}\nSteps: {body['steps']}, Seed: {seed}" for seed in seeds[: made or 1]]
     info = {
-        "prompt": body["prompt"], "seed": seeds[0], "all_seeds": seeds, "sampler_name": body["sampler_name"] or "Euler",
+        "prompt": body["prompt"], "seed": seeds[0], "all_seeds": seeds, "sampler_name": _sampler(body),
         "steps": body["steps"], "cfg_scale": body["cfg_scale"], "width": body["width"], "height": body["height"],
         "batch_size": body["batch_size"], "sd_model_name": options["sd_model_checkpoint"].split(".")[0],
-        "sd_vae_name": options["sd_vae"], "infotexts": texts[:1] * has_grid + texts,
-        "index_of_first_image": int(has_grid), "job_timestamp": "20260101000000",
+        "sd_model_hash": options["sd_checkpoint_hash"][:10], "sd_vae_name": None, "sd_vae_hash": None,
+        "clip_skip": options["CLIP_stop_at_last_layers"], "infotexts": texts[:1] * has_grid + texts,
+        "index_of_first_image": int(has_grid), "job_timestamp": "20260101000000", "version": "v1.10.1",
     }  # fmt: skip
     if "ControlNet" in body["alwayson_scripts"]:
         images += [picture(0)] * len(body["alwayson_scripts"]["ControlNet"]["args"])
-    return {"images": images[:1] * has_grid + images, "parameters": body, "info": json.dumps(info)}
+    sent = images[:1] * has_grid + images if body["send_images"] else []
+    return {"images": sent, "parameters": body, "info": json.dumps(info)}

@@ -25,7 +25,7 @@ from empd.connectors.service.a1111.local import A1111LocalConnector
 from empd.connectors.service.a1111.request import LISTS, read_request
 from empd.connectors.service.a1111.rest import A1111RestConnector
 from empd.errors import FailureClass
-from empd.job import Cause, format_id
+from empd.job import Cause
 from tests.doubles.a1111 import MODELS, A1111Double, Failure, picture
 
 PNG = base64.b64decode(picture(1))
@@ -97,8 +97,9 @@ def test_a_prompt_becomes_a_picture_that_is_saved_and_logged() -> None:
         "model_checkpoint": "dream",
         "width": 512,
     }
-    expected |= {"height": 512, "batch_size": 1, "vae": "Automatic"}
+    expected |= {"height": 512, "batch_size": 1}
     assert {name: record[name] for name in expected} == expected
+    assert "vae" not in record  # the server has none beside the model's own
 
 
 def test_of_a_batch_the_grid_is_left_out_unless_asked_for() -> None:
@@ -142,18 +143,79 @@ def test_loras_controlnet_and_scripts_reach_the_server_as_it_wants_them() -> Non
     against(body)
 
 
-def test_a_model_is_switched_within_the_call_and_told_as_loaded() -> None:
+def test_a_model_is_loaded_within_the_call_and_told_as_loaded() -> None:
     async def body(server: A1111Double, connector: A1111Connector) -> None:
         assert "dream" in await connector.models()
-        for name in ("paint", "9876543210", MODELS[1]["title"]):
-            server.options["sd_model_checkpoint"] = MODELS[0]["title"]
+        for name in ("paint", "9876543210", "PAINT", MODELS[1]["title"]):
             assert (await do(connector, {"model": name, "steps": 1})).value["sd_model_name"] == "paint"
-        assert set(await connector.models()) == {MODELS[1]["title"], "paint", "9876543210"}
-        assert all(sent["override_settings_restore_afterwards"] is False for sent in server.bodies)
-        count = len(server.bodies)
-        with pytest.raises(NotFound, match="no model 'missing'"):
-            await do(connector, {"model": "missing"})
-        assert len(server.bodies) == count
+            assert set(await connector.models()) == {MODELS[1]["title"], "paint", "9876543210"}
+        override = {"sd_model_checkpoint": "paint"}
+        assert (await do(connector, {"override_settings": override, "steps": 1})).value["sd_model_name"] == "paint"
+        assert server.options["sd_model_checkpoint"] == MODELS[0]["title"]
+
+    against(body)
+
+
+def test_nothing_of_a_job_is_left_in_the_servers_settings() -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        before = dict(server.options)
+        override = {"CLIP_stop_at_last_layers": 2}
+        await do(connector, {"model": "paint", "vae": "fine.vae.pt", "override_settings": override, "steps": 1})
+        assert server.bodies[0]["override_settings"]["sd_vae"] == "fine.vae.pt"
+        assert (await do(connector, {"steps": 1})).value["sd_model_name"] == "dream"
+        assert server.options == before
+
+    against(body)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"sampler_name": "euler A"}, {"sampler_name": "Euler a"}),
+        ({"sampler_name": "k_euler"}, {"sampler_name": "Euler"}),
+        ({"sampler_index": "Euler"}, {"sampler_name": "Euler"}),
+        ({"sampler_name": "DPM++ 2M karras"}, {"sampler_name": "DPM++ 2M Karras"}),
+        ({"scheduler": "karras", "hr_scheduler": "AUTOMATIC"}, {"scheduler": "Karras", "hr_scheduler": "Automatic"}),
+        ({"hr_sampler_name": "euler"}, {"hr_sampler_name": "Euler"}),
+        ({"vae": "Fine.vae.pt"}, {"override_settings": {"sd_vae": "fine.vae.pt"}}),
+        ({"vae": "None"}, {"override_settings": {"sd_vae": "None"}}),
+        ({"loras": ["Water colours"]}, {"prompt": "<lora:Water colours:1>"}),
+    ],
+)
+def test_names_become_those_of_the_server(asked: dict[str, Any], sent: dict[str, Any]) -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        await do(connector, {"steps": 1, **asked})
+        assert {key: server.bodies[0][key] for key in sent} == sent
+
+    against(body)
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"sampler_name": "Nobody"}, "no sampler 'Nobody'; it has: DPM\\+\\+ 2M, Euler a, Euler"),
+        ({"sampler_name": "Nobody Karras"}, "no sampler 'Nobody Karras'"),
+        ({"scheduler": "nobody"}, "no scheduler 'nobody'; it has: Automatic, Karras"),
+        ({"model": "missing"}, "no model 'missing'; it has: dream.safetensors"),
+        ({"override_settings": {"sd_model_checkpoint": "missing"}}, "no model 'missing'"),
+        ({"vae": "missing"}, "no VAE 'missing'; it has: fine.vae.pt"),
+        ({"loras": {"missing": 0.5}}, "no LoRA 'missing'; it has: ink, wash"),
+    ],
+)
+def test_what_the_server_would_replace_without_a_word_is_not_asked_for(asked: dict[str, Any], problem: str) -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        with pytest.raises(NotFound, match=problem):
+            await do(connector, {"steps": 1, **asked})
+        assert not server.bodies
+
+    against(body)
+
+
+def test_lists_that_a_server_does_not_have_forbid_nothing() -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        server.lacking = {"schedulers", "loras"}
+        await do(connector, {"steps": 1, "scheduler": "karras", "loras": ["anything"], "sampler_name": "euler"})
+        assert (server.bodies[0]["scheduler"], server.bodies[0]["sampler_name"]) == ("karras", "Euler")
 
     against(body)
 
@@ -170,6 +232,9 @@ def test_extras_interrogation_and_infotexts() -> None:
         assert len(two.value["images"]) == 2
         assert await do(connector, {"operation": "interrogate", "image": PNG}) == {"caption": "a small square"}
         assert (await do(connector, {"operation": "png_info", "image": PNG}))["parameters"] == {"Steps": "20"}
+        server.captions = False
+        with pytest.raises(ConnectorError, match="could not look at the picture"):
+            await do(connector, {"operation": "interrogate", "image": PNG})
 
     against(body)
 
@@ -178,6 +243,7 @@ def test_what_there_is_can_be_asked_for_and_settings_set() -> None:
     async def body(server: A1111Double, connector: A1111Connector) -> None:
         for operation in LISTS:
             assert await do(connector, {"operation": operation}) is not None, operation
+        assert await do(connector, {"operation": "flags"}) == {"api": True}
         await do(connector, {"operation": "set_options", "options": {"sd_vae": "fine.vae.pt"}})
         assert (await do(connector, {"operation": "options"}))["sd_vae"] == "fine.vae.pt"
         await do(connector, {"operation": "unload_checkpoint"})
@@ -185,7 +251,8 @@ def test_what_there_is_can_be_asked_for_and_settings_set() -> None:
         info = await connector.service_info()
         assert (info["model"], info["vram_free_bytes"], info["running"]) == (MODELS[0]["title"], 3 << 30, None)
 
-    against(body)
+    credentials = {"type": "basic", "username": "user", "password": "secret"}
+    against(body, config={"auth": credentials}, auth="secret")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +310,7 @@ def test_progress_rises_and_previews_are_shown(kind: type[A1111Connector], page:
         assert fractions == sorted(fractions)
         assert {partial["kind"] for partial in port.partials()} == {"preview"}
 
-    against(body, kind, page=page)
+    against(body, kind, {"exclusive": not page}, page=page)
 
 
 @pytest.mark.parametrize("kind", [A1111RestConnector, A1111WebSocketConnector])
@@ -342,21 +409,40 @@ def test_an_old_interrupt_does_not_count_for_what_has_no_task() -> None:
     against(body)
 
 
-@pytest.mark.parametrize("kind", [A1111RestConnector, A1111WebSocketConnector])
-def test_what_an_earlier_attempt_left_running_is_stopped(kind: type[A1111Connector]) -> None:
+def test_an_interrupt_that_left_pictures_out_is_no_result_though_others_run_since() -> None:
     async def body(server: A1111Double, connector: A1111Connector) -> None:
-        server.eta_s = 60.0
-        context = context_of({"steps": 1}, epoch=9)
-        orphan = f"task(empd-{context.instance[:8]}-{format_id(context.job_id)}-8)"
+        context = context_of({"steps": 50, "n_iter": 3})
+        running = asyncio.create_task(do(connector, None, context))
+        await until(lambda: server.step > 2)
+        server.gate.clear()
         async with aiohttp.ClientSession() as session:
-            left_over = {"force_task_id": orphan, "steps": 100_000}
-            left = asyncio.create_task(_post(session, f"{server.url}/sdapi/v1/txt2img", left_over))
-            await until(lambda: server.current == orphan)
-            assert (await do(connector, None, context)).value["images"]
-            await left
-        assert server.interrupts == [orphan]
+            await _post(session, f"{server.url}/sdapi/v1/interrupt", {})
+            theirs = asyncio.create_task(_post(session, f"{server.url}/sdapi/v1/txt2img", {"steps": 50}))
+            await until(lambda: server.pending)
+            server.gate.set()
+            with pytest.raises(ConnectorError, match="somebody else interrupted"):
+                await running
+            await theirs
 
-    against(body, kind)
+    against(body, config={"poll_interval_s": 30.0})
+
+
+def test_without_its_page_a_server_is_not_interrupted_unless_it_is_the_jobs_alone() -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        context, running, stopping = await _cancelled(server, connector, eta_s=60.0)
+        looks = server.looks
+        await until(lambda: server.looks > looks + 4)
+        exclusive = connector.config.exclusive
+        assert bool(server.interrupts) == exclusive
+        assert (port_of(context).fractions()[-1] > 0) == exclusive
+        server.gate.set()
+        await stopping
+        with pytest.raises(ConnectorError) as caught:
+            await running
+        assert caught.value.failure is FailureClass.CANCELLED
+
+    against(body, page=False)
+    against(body, config={"exclusive": True}, page=False)
 
 
 async def _post(session: aiohttp.ClientSession, url: str, body: Any) -> Any:
@@ -364,7 +450,7 @@ async def _post(session: aiohttp.ClientSession, url: str, body: Any) -> Any:
         return await answer.json()
 
 
-def test_a_place_in_the_queue_is_told_where_the_page_is() -> None:
+def test_a_place_in_the_queue_is_told() -> None:
     async def body(server: A1111Double, connector: A1111Connector) -> None:
         server.gate.clear()
         first = context_of({"steps": 2})
@@ -374,17 +460,19 @@ def test_a_place_in_the_queue_is_told_where_the_page_is() -> None:
         second.job.id = 2
         jobs.append(asyncio.create_task(do(connector, None, second)))
         told = lambda: [said[2] for said in port_of(second).said if said[0] == "progress"]  # noqa: E731
-        await until(lambda: "queued behind 1" in told())
+        await until(lambda: "In queue: 1/1" in told())
         server.gate.set()
         await asyncio.gather(*jobs)
 
-    against(body, A1111WebSocketConnector, page=True)
+    against(body)
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
 
 FAILURES: list[tuple[Failure | None, dict[str, Any], FailureClass, bool, Cause]] = [
-    (None, {"sampler_name": "Nobody"}, FailureClass.NOT_FOUND, False, Cause.JOB_FAULT),
+    (Failure("AssertionError", "prompt"), {}, FailureClass.INVALID_INPUT, False, Cause.JOB_FAULT),
+    (Failure("Exception", "no such upscaler"), {}, FailureClass.INVALID_INPUT, False, Cause.JOB_FAULT),
+    (None, {"override_settings": {"nosuch": 1}}, FailureClass.INTERNAL, True, Cause.JOB_FAULT),
     (None, {"script_name": "nobody"}, FailureClass.INVALID_INPUT, False, Cause.JOB_FAULT),
     (None, {"alwayson_scripts": {"nobody": {}}}, FailureClass.INVALID_INPUT, False, Cause.JOB_FAULT),
     (None, {"init_images": ["bm8gcGljdHVyZQ=="]}, FailureClass.INVALID_INPUT, False, Cause.JOB_FAULT),
@@ -491,7 +579,7 @@ def test_items_that_fail_are_tried_again_and_do_not_stop_the_others() -> None:
         result = await do(connector, payload)
         assert (result.value["completed"], result.value["failed"]) == (1, 1)
         assert result.value["items"][0]["error"]["failure"] == "not_found"
-        with pytest.raises(ConnectorError, match="Sampler not found"):
+        with pytest.raises(ConnectorError, match="no sampler 'Nobody'"):
             await do(connector, {**payload, "on_failure": "fail"})
         server.failing = Failure("OutOfMemoryError")
         before = len(server.bodies)

@@ -15,16 +15,17 @@ from empd.connectors import registry
 from empd.connectors.base import Site
 from empd.connectors.context import Context
 from empd.connectors.failures import ConnectorError
+from empd.connectors.service.a1111 import earlier
 from empd.connectors.service.a1111.batch import A1111BatchConnector
 from empd.connectors.service.a1111.connector import A1111Connector
-from empd.connectors.service.a1111.earlier import Place, Standing, settle
+from empd.connectors.service.a1111.earlier import settle
 from empd.connectors.service.a1111.live import A1111WebSocketConnector
 from empd.connectors.service.a1111.rest import A1111RestConnector
-from empd.connectors.service.a1111.task import Look
+from empd.connectors.service.a1111.task import Look, Standing
 from empd.connectors.upstream import UpstreamHandle
 from empd.errors import FailureClass
 from empd.job import format_id
-from tests.doubles.a1111 import A1111Double, Failure
+from tests.doubles.a1111 import A1111Double, Failure, picture
 
 FAST = {"poll_interval_s": 0.01, "retry": {"attempts_max": 2, "base_s": 0.001}}
 WAIT_S = 60.0
@@ -178,7 +179,7 @@ def test_a_task_that_runs_is_stopped_before_the_job_is_sent_again(kind: type[A11
         assert line.startswith("an earlier submission to a1111 (epoch 8) had arrived and was interrupted")
         assert journaled(context).submission == 2
 
-    with_calls(body, kind=kind, page=page)
+    with_calls(body, kind=kind, page=page, config={"exclusive": not page})
 
 
 @KINDS
@@ -260,22 +261,61 @@ def test_what_cannot_be_known_is_a_doubt_that_can_be_forbidden(page: bool) -> No
     against(body, page=page)
 
 
-def test_one_that_only_shows_once_the_job_waits_behind_it_is_stopped_too() -> None:
+def test_one_that_waits_while_the_server_does_nothing_is_a_doubt_and_stopped_if_it_runs_after_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(earlier, "IDLE_LOOKS", 3)
+
     async def body(server: A1111Double, connector: A1111Connector, calls: Calls) -> None:
-        server.gate.clear()
-        theirs = await calls(NEIGHBOUR, steps=3)
-        left = await calls(orphan_of())  # a server without its page shows what runs, and nothing that waits
         context = successor({"steps": 1})
-        running = asyncio.create_task(connector.process(context.job, context))
-        await until(lambda: len(server.pending) == 2)
-        server.gate.set()
+        async with server._lock:  # as while it loads a model
+            left = await calls(orphan_of())
+            running = asyncio.create_task(connector.process(context.job, context))
+            await until(lambda: len(server.pending) == 2)
         await running
-        assert len((await theirs)["images"]) == 1
         await left
         assert server.interrupts == [orphan_of()]
         assert "may have arrived" in port_of(context).lines()[0]
 
-    with_calls(body, page=False)
+    with_calls(body)
+
+
+def test_one_that_failed_before_it_began_stays_in_the_queue_and_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(earlier, "IDLE_LOOKS", 3)
+
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        failing = {"force_task_id": orphan_of(), "init_images": ["bm8gcGljdHVyZQ=="]}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{server.url}/sdapi/v1/img2img", json=failing) as no,
+        ):
+            assert no.status == 500
+        assert server.pending == [orphan_of()]
+        context = successor({"steps": 1})
+        assert (await connector.process(context.job, context)).value["images"]
+
+    against(body)
+
+
+def test_one_that_failed_is_not_taken_for_what_runs_without_a_task() -> None:
+    async def body(server: A1111Double, connector: A1111Connector, calls: Calls) -> None:
+        server.failing = Failure("RuntimeError")
+        await calls._post({"force_task_id": orphan_of(), "steps": 1})
+        server.failing = None
+        server.gate.clear()
+        async with aiohttp.ClientSession() as session:
+            upscaling = {"image": picture(1), "upscaler_1": "Lanczos"}
+            theirs = asyncio.create_task(session.post(f"{server.url}/sdapi/v1/extra-single-image", json=upscaling))
+            await until(lambda: server._state["job"] == "extras")
+            look = await connector.look(orphan_of(), server.url)
+            assert (look.standing, look.working) == (Standing.ENDED, True)
+            server.gate.set()
+            assert (await theirs).status == 200
+        assert server.interrupts == []
+
+    with_calls(body)
 
 
 def test_a_job_that_is_cancelled_meanwhile_ends_when_the_task_has() -> None:
@@ -341,12 +381,12 @@ class Scripted:
 
     base_url = "http://here"
 
-    def __init__(self, *places: Place) -> None:
-        self._places = list(places)
+    def __init__(self, *looks: Look) -> None:
+        self._looks = list(looks)
         self.interrupts = 0
 
-    async def place(self, task_id: str, url: str) -> Place:
-        return self._places.pop(0)
+    async def look(self, task_id: str, url: str = "", shown: int | None = None) -> Look:
+        return self._looks.pop(0)
 
     async def interrupt(self, url: str = "") -> None:
         self.interrupts += 1
@@ -355,8 +395,8 @@ class Scripted:
 @pytest.mark.parametrize(("looks", "interrupts"), [(1, 0), (2, 1), (4, 1)])
 def test_it_is_interrupted_once_and_not_by_what_was_seen_but_for_a_moment(looks: int, interrupts: int) -> None:
     async def run() -> None:
-        runs = Place(Standing.RUNNING, Look(orphan_of(), working=True, fraction=0.5, eta_s=60.0))
-        server, context = Scripted(*[runs] * looks, Place(Standing.ENDED)), successor({})
+        runs = Look(Standing.RUNNING, working=True, fraction=0.5, eta_s=60.0)
+        server, context = Scripted(*[runs] * looks, Look(Standing.ENDED)), successor({})
         await settle(server, context, context.progress)
         assert journaled(context).ended
         assert server.interrupts == interrupts
@@ -399,6 +439,6 @@ def test_of_a_batch_items_that_failed_have_another_chance() -> None:
         second = context_of(payload, checkpoint=port_of(first).checkpoints()[-1], epoch=10)
         result = await connector.resume(second.job, second)
         assert (result.value["completed"], result.value["failed"]) == (2, 0)
-        assert [body["seed"] for body in server.bodies[2:]] == [1]
+        assert [body["seed"] for body in server.bodies[1:]] == [1]
 
     against(body, A1111BatchConnector)

@@ -17,12 +17,18 @@ from empd.connectors.context import Context, JobView
 from empd.connectors.failures import ConnectorError
 from empd.connectors.service.a1111.earlier import KIND, settle, tells_the_end
 from empd.connectors.service.a1111.log import log_of
+from empd.connectors.service.a1111.names import Names
 from empd.connectors.service.a1111.output import Output, read_output
-from empd.connectors.service.a1111.request import Request, read_request
+from empd.connectors.service.a1111.request import PICTURES, Request, read_request
 from empd.connectors.service.a1111.server import A1111Server
 from empd.connectors.service.a1111.task import Report, Task
 from empd.errors import FailureClass
 from empd.job import format_id
+
+NO_CAPTION = "<error>"
+"""What the server answers to a question, with 200, when the models that it needs are missing or fail."""
+
+SECRET_FLAGS = ("api_auth", "gradio_auth", "ngrok")
 
 
 class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, DescribesService):
@@ -34,6 +40,7 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         super().__init__(config, site)
         self._tasks: dict[tuple[int, int], Task] = {}
+        self._names = Names(self.listed)
 
     async def process(self, job: JobView, context: Context) -> Any:
         """One operation."""
@@ -56,15 +63,15 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
     ) -> Output:
         """Runs one task, whose intent is journaled with `extra`. Raises ConnectorError."""
         await settle(self, context, report)
-        claim = (context.job_id, context.epoch)
-        stem = f"task(empd-{context.instance[:8]}-{format_id(context.job_id)}-"
-        task = Task(self, stem, f"{context.epoch:x}{item}", context, report)
+        claim, earlier = (context.job_id, context.epoch), context.upstream.handle
+        stray = earlier.id if earlier is not None and not earlier.ended else ""
+        name = f"task(empd-{context.instance[:8]}-{format_id(context.job_id)}-{context.epoch:x}{item})"
+        task = Task(self, name, stray, context, report)
         self._tasks[claim] = task
         try:
-            if request.model:
-                # Within the call, so that no neighbour's task meets another model; it stays loaded for the next.
-                request.body["override_settings"]["sd_model_checkpoint"] = await self.checkpoint(request.model)
-                request.body["override_settings_restore_afterwards"] = False
+            # A model is loaded within the call, so that no neighbour's task meets another one.
+            if request.route in PICTURES:
+                await self._names.settle(request.body, request.model, request.loras)
             await self._intend(task, context, extra or {})
             body = await self._run(task, request, context)
         finally:
@@ -106,9 +113,15 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
     async def ask(self, request: Request, context: Context) -> Any:
         """A question or a command: the answer as it is."""
         if request.body is None:
-            return (await self.request("GET", f"/sdapi/v1/{request.route}", context)).value()
+            value = (await self.request("GET", f"/sdapi/v1/{request.route}", context)).value()
+            if request.operation == "flags" and isinstance(value, dict):  # `--api-auth` is among them
+                value = {name: flag for name, flag in value.items() if name not in SECRET_FLAGS}
+            return value
         answer = await self.request("POST", f"/sdapi/v1/{request.route}", context, json=request.body, repeatable=True)
-        return answer.value()
+        value = answer.value()
+        if request.operation == "interrogate" and str((value or {}).get("caption")).endswith(NO_CAPTION):
+            raise ConnectorError("the server could not look at the picture; its log says why")
+        return value
 
     async def tidy(self) -> None:
         """What is done between two jobs. The job that is over has its result, whatever comes of this."""
@@ -123,23 +136,24 @@ class A1111Connector(A1111Server, Cancellable, ReportsProgress, HasModels, Descr
             self.log.warning("unload_failed", reason=error.message)
 
     async def models(self) -> list[str]:
-        """The model that is loaded, under each of its names."""
-        title = str((await self.options()).get("sd_model_checkpoint") or "")
-        listed = await self.listed("sd-models")
-        known = next(
+        """The model that is loaded, under each of its names. The settings name the one that jobs get who name none."""
+        options = await self.options()
+        title, sha256 = str(options.get("sd_model_checkpoint") or ""), options.get("sd_checkpoint_hash")
+        listed = await self.listed("sd-models") or []
+        known = next((model for model in listed if sha256 and model.get("sha256") == sha256), {}) or next(
             (model for model in listed if title and title in (model.get("title"), model.get("model_name"))), {}
         )
-        names = (title, known.get("title"), known.get("model_name"), known.get("hash"))
+        names = (known.get("title") or title, known.get("model_name"), known.get("hash"))
         return list(dict.fromkeys(str(name) for name in names if name))
 
     async def service_info(self) -> dict[str, Any]:
-        """Models to choose from, memory, and what runs."""
+        """Models to choose from, memory, and whether it works."""
         look, options = await self.look(""), await self.options()
         return {
             "model": options.get("sd_model_checkpoint"),
             "vae": options.get("sd_vae"),
-            "models": [model.get("title") for model in await self.listed("sd-models")],
-            "samplers": [sampler.get("name") for sampler in await self.listed("samplers")],
-            "running": look.task or None,
+            "models": [model.get("title") for model in await self.listed("sd-models") or ()],
+            "samplers": [sampler.get("name") for sampler in await self.listed("samplers") or ()],
+            "running": look.job or None,
             "vram_free_bytes": await self.vram_free_bytes(),
         }

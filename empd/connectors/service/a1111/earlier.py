@@ -8,12 +8,11 @@ the job is sent again. What cannot be known is a doubt, which the job shows.
 from __future__ import annotations
 
 import asyncio
-import enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from empd.connectors.context import Context
 from empd.connectors.failures import ConnectorError
-from empd.connectors.service.a1111.task import STOP_POLL_S, Look, Report
+from empd.connectors.service.a1111.task import STOP_POLL_S, Look, Report, Standing
 from empd.connectors.upstream import UpstreamHandle
 from empd.errors import FailureClass
 
@@ -22,21 +21,8 @@ KIND = "a1111"
 _SILENT = (FailureClass.UNAVAILABLE, FailureClass.TIMEOUT)
 _FOR_GOOD = ("cancelled", "timeout")
 
-
-class Standing(enum.Enum):
-    """Where a task is. UNKNOWN: it may have come and gone, be on its way, or not be seen from here."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
-
-
-class Place(NamedTuple):
-    """A task's standing, and what was seen of the server with it."""
-
-    standing: Standing
-    look: Look | None = None
+IDLE_LOOKS = 25
+"""So often the server is seen to do nothing before a task in its queue counts as one that never begins."""
 
 
 class Server(Protocol):
@@ -46,7 +32,7 @@ class Server(Protocol):
     def base_url(self) -> str:
         """The worker's own server."""
 
-    async def place(self, task_id: str, url: str) -> Place:
+    async def look(self, task_id: str, url: str = "", shown: int | None = None) -> Look:
         """Where the task is at the server at `url`."""
 
     async def interrupt(self, url: str = "") -> None:
@@ -81,41 +67,42 @@ class _Earlier:
 
     async def end(self) -> bool:
         """Waits for its end, and brings it about. False: nothing is known of it."""
-        arrived = False
+        arrived, idle = False, 0
         while True:
-            place = await self._place()
-            if place.standing is Standing.ENDED or (arrived and place.standing is Standing.UNKNOWN):
+            look = await self._look()
+            if look.standing is Standing.ENDED or (arrived and look.standing is Standing.UNKNOWN):
                 self._say("was interrupted" if self._stopped else "has come to its end, unread")
                 return True
-            if place.standing is Standing.UNKNOWN:
+            # A call that fails before it begins (a picture that cannot be read) stays in the server's queue for ever.
+            idle = idle + 1 if look.standing is Standing.QUEUED and not look.working else 0
+            if look.standing is Standing.UNKNOWN or idle == IDLE_LOOKS:
                 return False
             arrived = True
             context = self._context
             if context.cancelled and context.stop_reason not in _FOR_GOOD:
                 raise ConnectorError("an earlier call is still there", failure=FailureClass.CANCELLED)
-            self._report(0.0, f"an earlier call for this job is {place.standing.value}", 0, 0)
-            await self._stop(place)
+            self._report(0.0, f"an earlier call for this job is {look.standing.value}", 0, 0)
+            await self._stop(look)
             await asyncio.sleep(STOP_POLL_S)
 
-    async def _place(self) -> Place:
+    async def _look(self) -> Look:
         try:
-            return await self._server.place(self._handle.id, self._url)
+            return await self._server.look(self._handle.id, self._url)
         except ConnectorError as error:
             if self._url == self._server.base_url or tells_the_end(error):
                 raise
-        return Place(Standing.UNKNOWN)  # another GPU's server, which is not there any more
+        return Look(Standing.UNKNOWN)  # another GPU's server, which is not there any more
 
-    async def _stop(self, place: Place) -> None:
+    async def _stop(self, look: Look) -> None:
         """Interrupts it once, when that can hit no other.
 
         A task that failed stays the current one until the next has begun, and for a moment of that beginning looks as
         if it ran; so it has to be seen at two looks.
         """
-        running = place.look is not None and place.look.may_interrupt(self._handle.id)
-        if running and self._seen_running and not self._stopped:
+        if look.may_interrupt and self._seen_running and not self._stopped:
             self._stopped = True
             await self._server.interrupt(self._url)
-        self._seen_running = running
+        self._seen_running = look.may_interrupt
 
     def _say(self, end: str) -> None:
         epoch = self._handle.submitted_epoch

@@ -14,15 +14,18 @@ _F, _R = FailureClass, Retry
 _OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError", "_ArrayMemoryError"}
 _GPU = {"AcceleratorError", "CUDAError"}
 _INPUT = {"UnidentifiedImageError", "DecompressionBombError", "RequestValidationError", "ValidationError"}
-_CODE = {"ValueError", "TypeError", "KeyError", "IndexError", "AttributeError", "AssertionError", "NansException"}
+_REFUSED = {"Exception", "AssertionError"}
+_CODE = {"ValueError", "TypeError", "KeyError", "IndexError", "AttributeError", "NansException"}
 
 VERDICTS = VerdictTable(
-    # A sampler, a script, an upscaler that the job names.
+    # A model that a question names.
     Row(_F.NOT_FOUND, _R.NEVER, Fault.JOB, "the server does not have this", statuses={404}, codes={"HTTPException"}),
     # Pictures that cannot be decoded, URLs that the server does not load: it answers 500 to both.
     Row(_F.INVALID_INPUT, _R.NEVER, Fault.JOB, "not accepted", statuses={500}, codes={"HTTPException"}),
     Row(_F.INVALID_INPUT, _R.NEVER, Fault.JOB, "not accepted", statuses={400, 422}),
     Row(_F.INVALID_INPUT, _R.NEVER, Fault.JOB, "not accepted", codes=_INPUT),
+    # What its own code raises of its own accord: an upscaler or a refiner that there is none of, a prompt that is null.
+    Row(_F.INVALID_INPUT, _R.NEVER, Fault.JOB, "not accepted", codes=_REFUSED),
     Row(
         _F.UNAVAILABLE,
         _R.LATER,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from empd.connectors.failures import BadResponse
+from empd.connectors.failures import BadResponse, ConnectorError
 from empd.connectors.service.a1111.request import Request
+from empd.connectors.service.a1111.task import INTERRUPTED
 
 
 class Picture(NamedTuple):
@@ -35,10 +36,12 @@ def read_output(body: Any, request: Request) -> Output:
             raise BadResponse("the answer has no pictures")
         return Output([Picture("image", each) for each in found], {})
     found = body.get("images")
-    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
-        raise BadResponse("the answer has no pictures")
     info = _info(body.get("info"))
     first, seeds = int(info.get("index_of_first_image") or 0), info.get("all_seeds") or []
+    if isinstance(found, list) and request.complete and len(found) - first < len(seeds):
+        raise ConnectorError(f"{INTERRUPTED}: {len(found) - first} of {len(seeds)} pictures")
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        raise BadResponse("the answer has no pictures")
     texts = info.get("infotexts") or []
     count = len(seeds) or len(found) - first
     pictures = [Picture("grid", each) for each in found[:first] if request.grid]

@@ -43,7 +43,8 @@ _UNIT_PICTURES = ("image", "input_image", "mask", "mask_image", "effective_regio
 
 
 class Request(NamedTuple):
-    """One call: `route` below `/sdapi/v1/`; `body` None: a GET. `makes_pictures`: it has a task, progress, pictures."""
+    """One call: `route` below `/sdapi/v1/`; `body` None: a GET. `makes_pictures`: it has a task, progress, pictures.
+    `complete`: there is a picture for each seed; scripts make as many as they like."""
 
     operation: str
     route: str
@@ -51,6 +52,8 @@ class Request(NamedTuple):
     makes_pictures: bool = False
     grid: bool = False
     model: str = ""
+    loras: list[str] = []
+    complete: bool = False
 
 
 def read_request(payload: Any, operation: str = "", defaults: Mapping[str, Any] | None = None) -> Request:
@@ -89,6 +92,8 @@ def picture(value: Any, key: str) -> str:
 
 def _pictures(operation: str, payload: dict[str, Any], defaults: dict[str, Any]) -> Request:
     body = {**defaults, **{key: value for key, value in payload.items() if key not in _OURS}}
+    # The server's own name for it, which it looks at when there is no other.
+    body["sampler_name"] = payload.get("sampler_name") or body.pop("sampler_index", None) or body["sampler_name"]
     for key in ("width", "height", "steps", "batch_size", "n_iter"):
         if key in body and (not isinstance(body[key], int) or isinstance(body[key], bool) or body[key] < 1):
             raise InvalidInput(f"{key}: {body[key]!r} is not a whole number from 1")
@@ -105,13 +110,23 @@ def _pictures(operation: str, payload: dict[str, Any], defaults: dict[str, Any])
         scripts = dict(body.get("alwayson_scripts") or {})
         scripts["ControlNet"] = {"args": _units(units)}
         body["alwayson_scripts"] = scripts
-    # What the job does not get back it must not leave on the server's disk either.
-    body |= {"send_images": True, "save_images": bool(payload.get("save_images", False))}
+    # What the job does not get back it must not leave on the server's disk either; but a grid is made of what is saved.
+    grid = bool(payload.get("grid"))
+    body |= {"send_images": True, "save_images": bool(payload.get("save_images", grid))}
     override = dict(body.get("override_settings") or {})
     if vae := payload.get("vae"):
         override["sd_vae"] = vae
     body["override_settings"] = override
-    return Request(operation, operation, body, True, bool(payload.get("grid")), str(payload.get("model") or ""))
+    return Request(
+        operation,
+        operation,
+        body,
+        makes_pictures=True,
+        grid=grid,
+        model=str(payload.get("model") or ""),
+        loras=list(payload.get("loras") or ()),
+        complete=not body.get("script_name"),
+    )
 
 
 def _extras(payload: dict[str, Any]) -> Request:

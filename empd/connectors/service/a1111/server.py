@@ -6,13 +6,11 @@ from typing import Any, ClassVar
 
 from empd.connectors.base import ConnectorConfig, Site
 from empd.connectors.context import Context
-from empd.connectors.failures import NotFound
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.protocol.http_config import HTTPConfig
 from empd.connectors.protocol.verdicts import VerdictTable
-from empd.connectors.service.a1111.earlier import Place, Standing
 from empd.connectors.service.a1111.faults import VERDICTS
-from empd.connectors.service.a1111.task import SETUP_FRACTION, Look
+from empd.connectors.service.a1111.task import SETUP_FRACTION, Look, Standing
 
 CONNECTIONS_PER_JOB = 3
 """One call blocks; others look at it and interrupt it."""
@@ -20,10 +18,14 @@ CONNECTIONS_PER_JOB = 3
 NO_ROUTE = (404, 405)
 """A server without its page (`--nowebui`) does not have the page's routes."""
 
+NOT_TASKS = ("extras", "interrogate")
+"""What the server works on without an id, while the last task that failed still counts as the current one."""
+
 
 class A1111Config(HTTPConfig):
     """`operation`: what jobs ask for that do not say; `defaults`: parameters that they leave out. A call blocks until
-    its pictures are there, also behind those of others: `read_timeout_s` is long. Below `vram_free_bytes_min` after a
+    its pictures are there, also behind those of others: `read_timeout_s` is long. `exclusive`: nobody else uses the
+    server, so that what runs is known to be a job's own even where no page says so. Below `vram_free_bytes_min` after a
     job, or always with `unload_after_job`, the server lets go of its model."""
 
     read_timeout_s: float = 3600.0
@@ -33,6 +35,7 @@ class A1111Config(HTTPConfig):
     defaults: dict[str, Any] = {}
     poll_interval_s: float = 0.5
     previews: bool = True
+    exclusive: bool = False
     unload_after_job: bool = False
     vram_free_bytes_min: int = 0
 
@@ -48,6 +51,8 @@ class A1111Server(HTTPConnector):
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         super().__init__(config, site)
         self.config.connections_max = self.config.connections_max or CONNECTIONS_PER_JOB * site.max_concurrent_jobs
+        self._calls: set[str] = set()
+        self._has_page = True
 
     @property
     def poll_interval_s(self) -> float:
@@ -56,49 +61,65 @@ class A1111Server(HTTPConnector):
 
     async def generate(self, route: str, body: dict[str, Any], context: Context) -> Any:
         """The call that blocks. What breaks it is not tried again here: the server may still be at it."""
-        return (await self.request("POST", f"/sdapi/v1/{route}", context, json=body, once=True)).value()
+        task_id = body["force_task_id"]
+        self._calls.add(task_id)
+        try:
+            return (await self.request("POST", f"/sdapi/v1/{route}", context, json=body, once=True)).value()
+        finally:
+            self._calls.discard(task_id)
 
-    async def look(self, task_id: str, context: Context | None = None) -> Look:
-        """By the state of the whole server; a preview only for who shows it (`context`)."""
-        skip = "false" if context is not None and self.config.previews else "true"
-        answer = await self.request("GET", "/sdapi/v1/progress", params={"skip_current_image": skip}, once=True)
-        return look_at(answer.json())
+    async def look(self, task_id: str, url: str = "", shown: int | None = None) -> Look:
+        """The state of the whole server at `url`, which names no task; then where this one is, as only its page knows.
 
-    async def place(self, task_id: str, url: str) -> Place:
-        """Where a task is at the server at `url`. Only its page knows what waits, and what has ended lately."""
-        asked = {"id_task": task_id, "id_live_preview": -1, "live_preview": False}
-        at = "" if url == self.base_url else url
-        answer = await self.request("POST", f"{at}/internal/progress", json=asked, accept=NO_ROUTE, repeatable=True)
-        told = answer.json() if answer.status not in NO_ROUTE else {}
-        if told.get("queued"):
-            return Place(Standing.QUEUED)
-        if told.get("completed"):
-            return Place(Standing.ENDED)
-        state = await self.request("GET", f"{at}/sdapi/v1/progress", params={"skip_current_image": "true"})
-        look = look_at(state.json())
-        if look.task == task_id:  # a task that failed stays the current one
-            return Place(Standing.RUNNING if look.working else Standing.ENDED, look)
-        return Place(Standing.RUNNING if told.get("active") else Standing.UNKNOWN, look)
+        In this order, because an interrupt relies on what is said of the task.
+        """
+        at, previews = "" if url in ("", self.base_url) else url, shown is not None and self.config.previews
+        look = await self._whole(at, bool(url), previews and not self._has_page)
+        asked = {"id_task": task_id, "id_live_preview": -1 if shown is None else shown, "live_preview": previews}
+        told = await self._told(at, bool(url), asked)
+        if told is None:
+            alone = self.config.exclusive and not self._calls - {task_id}
+            return look._replace(standing=Standing.RUNNING) if alone and _on_a_task(look) else look
+        if not told["active"]:
+            queued, ended = told.get("queued"), told.get("completed")
+            standing = Standing.QUEUED if queued else Standing.ENDED if ended else Standing.UNKNOWN
+            return look._replace(standing=standing, message=str(told.get("textinfo") or ""))
+        if not look.working:
+            look = await self._whole(at, bool(url), False)  # it has only begun; or it failed, and stays the current one
+        preview = str(told.get("live_preview") or "").partition(",")[2]
+        return look._replace(
+            standing=Standing.RUNNING if _on_a_task(look) else Standing.ENDED,
+            fraction=min(1.0, max(0.0, float(told.get("progress") or 0.0))),
+            eta_s=told.get("eta"),
+            message=str(told.get("textinfo") or ""),
+            preview=preview,
+            preview_id=int(told.get("id_live_preview") or -1),
+        )
+
+    async def _whole(self, at: str, again: bool, preview: bool) -> Look:
+        query = {"skip_current_image": "false" if preview else "true"}
+        return look_at((await self.request("GET", f"{at}/sdapi/v1/progress", params=query, once=not again)).json())
+
+    async def _told(self, at: str, again: bool, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """What the page's route says of a task; None: there is no page."""
+        path = f"{at}/internal/progress"
+        answer = await self.request("POST", path, json=asked, once=not again, accept=NO_ROUTE, repeatable=True)
+        self._has_page = answer.status not in NO_ROUTE
+        return dict(answer.json()) if self._has_page else None
 
     async def interrupt(self, url: str = "") -> None:
         """Whatever runs: see `Task`."""
         at = "" if url == self.base_url else url
         await self.request("POST", f"{at}/sdapi/v1/interrupt", once=True)
 
-    async def checkpoint(self, name: str) -> str:
-        """The title of a model, by its title, name or hash. Raises NotFound before the server is stopped by it."""
-        for model in await self.listed("sd-models"):
-            if name in (model.get("title"), model.get("model_name"), model.get("hash"), model.get("sha256")):
-                return str(model["title"])
-        raise NotFound(f"the server has no model {name!r}")
-
     async def options(self) -> dict[str, Any]:
         """All settings."""
         return dict((await self.request("GET", "/sdapi/v1/options")).json())
 
-    async def listed(self, route: str) -> list[dict[str, Any]]:
-        """What there is to choose from."""
-        return list((await self.request("GET", f"/sdapi/v1/{route}")).json())
+    async def listed(self, route: str) -> list[dict[str, Any]] | None:
+        """What there is to choose from; None: the server does not tell."""
+        answer = await self.request("GET", f"/sdapi/v1/{route}", accept=NO_ROUTE)
+        return None if answer.status in NO_ROUTE else list(answer.json())
 
     async def vram_free_bytes(self) -> int:
         """Free memory of the GPU; 0: the server does not tell."""
@@ -112,13 +133,17 @@ def look_at(body: dict[str, Any]) -> Look:
     state = body.get("state") or {}
     count, fraction = int(state.get("job_count") or 0), float(body.get("progress") or 0.0)
     return Look(
-        task=str(body.get("current_task") or ""),
         working=count != 0,
+        job=str(state.get("job") or ""),
         fraction=min(1.0, max(0.0, fraction)) if count > 0 else SETUP_FRACTION if count else 0.0,
-        eta_s=float(body.get("eta_relative") or 0.0),
+        eta_s=float(body.get("eta_relative") or 0.0) if count > 0 else None,
         step=int(state.get("sampling_step") or 0),
         steps=int(state.get("sampling_steps") or 0),
         interrupted=bool(state.get("interrupted")),
         message=str(body.get("textinfo") or ""),
         preview=str(body.get("current_image") or ""),
     )
+
+
+def _on_a_task(look: Look) -> bool:
+    return look.working and look.job not in NOT_TASKS

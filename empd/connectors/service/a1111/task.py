@@ -8,6 +8,7 @@ when it is about to end: between the look and the interrupt a neighbour could ha
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -22,26 +23,45 @@ STOP_POLL_S = 0.2
 SETUP_FRACTION = 0.01
 """What the server shows before the first step."""
 
+INTERRUPTED = "somebody else interrupted this at the server"
+
 Report = Callable[[float, str, int, int], None]
 
 
-class Look(NamedTuple):
-    """What is known of the server at one moment. `task`: the id it works on, empty when it does not say."""
+class Standing(enum.Enum):
+    """Where a task is. UNKNOWN: it may have come and gone, be on its way, or not be seen from here."""
 
-    task: str
-    working: bool
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+class Look(NamedTuple):
+    """What is known of a task, and of its server, at one moment. `working`: the server, on whatever it is (`job`);
+    `fraction` and what follows are of that; `eta_s` None: not known yet. `interrupted`: what runs, or ran last."""
+
+    standing: Standing = Standing.UNKNOWN
+    working: bool = False
+    job: str = ""
     fraction: float = 0.0
-    eta_s: float = 0.0
+    eta_s: float | None = None
     step: int = 0
     steps: int = 0
     interrupted: bool = False
     message: str = ""
     preview: str = ""
+    preview_id: int = -1
 
-    def may_interrupt(self, task_id: str) -> bool:
+    @property
+    def runs(self) -> bool:
+        """Whether the server works on the task that was asked about."""
+        return self.standing is Standing.RUNNING
+
+    @property
+    def may_interrupt(self) -> bool:
         """Whether an interrupt now stops this task and can stop no other."""
-        about_to_end = self.fraction > SETUP_FRACTION and self.eta_s < MARGIN_S
-        return self.task == task_id and self.working and not about_to_end
+        return self.runs and (self.eta_s is None or self.eta_s >= MARGIN_S)
 
 
 class Server(Protocol):
@@ -51,10 +71,10 @@ class Server(Protocol):
     def poll_interval_s(self) -> float:
         """How often to look."""
 
-    async def look(self, task_id: str, context: Context | None = None) -> Look:
-        """The present state."""
+    async def look(self, task_id: str, url: str = "", shown: int | None = None) -> Look:
+        """The present state. `shown`: the preview that is known already; None: none is wanted."""
 
-    async def interrupt(self) -> None:
+    async def interrupt(self, url: str = "") -> None:
         """Stops what runs."""
 
     async def generate(self, route: str, body: dict[str, Any], context: Context) -> Any:
@@ -62,17 +82,17 @@ class Server(Protocol):
 
 
 class Task:
-    """One submission. Ids of all attempts at a job begin with `stem`. `interrupted`: by us."""
+    """One submission. `stray`: the id of an earlier one for the same job that may still come. `interrupted`: by us."""
 
-    def __init__(self, server: Server, stem: str, name: str, context: Context, report: Report) -> None:
-        self.id = f"{stem}{name})"
+    def __init__(self, server: Server, task_id: str, stray: str, context: Context, report: Report) -> None:
+        self.id = task_id
         self.interrupted = False
-        self._stem = stem
+        self._stray = stray
         self._server = server
         self._context = context
         self._report = report
         self._over = asyncio.Event()
-        self._shown = self._evicted = self._stray = ""
+        self._stray_seen = self._hit = False
 
     async def execute(self, route: str, body: dict[str, Any]) -> Any:
         """The answer, with progress on the way. Raises ConnectorError, also when somebody else interrupted it."""
@@ -96,7 +116,7 @@ class Task:
         while not self._over.is_set():
             if not self.interrupted:
                 look = await self._server.look(self.id)
-                if look.may_interrupt(self.id) and not self._over.is_set():
+                if look.may_interrupt and not self._over.is_set():
                     self.interrupted = True
                     await self._server.interrupt()
             await self._pause(STOP_POLL_S)
@@ -109,37 +129,40 @@ class Task:
             return
 
     async def _watch(self) -> None:
+        before = Look()
         while True:
             await self._pause(self._server.poll_interval_s)
             try:
-                look = await self._server.look(self.id, self._context)
-                if look.task != self.id:
+                look = await self._server.look(self.id, shown=before.preview_id)
+                if not look.runs:
                     self._report(0.0, look.message or "queued", 0, 0)
                     await self._evict()
                     continue
             except ConnectorError:
                 continue  # the call itself will tell what is wrong
+            # At its first look the flag may still be that of the task before it.
+            self._hit = self._hit or (look.interrupted and before.runs)
             self._report(look.fraction, look.message or "running", look.step, look.steps)
-            if look.preview and look.preview != self._shown:
-                self._shown = look.preview
+            if look.preview and look.preview != before.preview:
                 self._context.partial({"kind": "preview", "image": look.preview})
+            before = look
 
     async def _evict(self) -> None:
         """Stops what an earlier attempt at this job has running, if that could not be seen before: nobody reads it.
 
         At its second look: see `earlier.py`.
         """
-        look = await self._server.look(self.id)
-        name = look.task
-        stray = name.startswith(self._stem) and name not in (self.id, self._evicted) and look.may_interrupt(name)
-        if stray and name == self._stray:
-            self._evicted = name
+        if not self._stray:
+            return
+        look = await self._server.look(self._stray)
+        if look.may_interrupt and self._stray_seen:
+            self._stray = ""
             await self._server.interrupt()
-        self._stray = name if stray else ""
+        self._stray_seen = look.may_interrupt
 
     async def _check_whole(self) -> None:
         """An interrupted call answers 200, with half a picture."""
         look = await self._server.look(self.id)
-        # The flag is of the last task that ran: ours, unless another has begun since.
-        if look.interrupted and look.task in ("", self.id):
-            raise ConnectorError("somebody else interrupted this at the server")
+        # The flag is of the last task that ran: ours, unless another has begun since and taken it away.
+        if self._hit or (look.interrupted and not look.working):
+            raise ConnectorError(INTERRUPTED)
