@@ -101,8 +101,8 @@ bench: $(READY)
 # Other job systems beside empd, each bounded in time; the page has both where `make bench` has run before.
 bench-peers: $(PEERS)/.ready
 	@mkdir -p .bench
-	@PYTHONPATH=bench $(PEERS)/bin/python -m peers --json .bench/peers.jsonl $(PEERS_OPTIONS)
-	@$(BIN)/empd bench report $(wildcard .bench/empd.jsonl) .bench/peers.jsonl --into .bench
+	@PATH=$$PATH:/usr/sbin PYTHONPATH=bench $(PEERS)/bin/python -m peers --json .bench/peers.jsonl $(PEERS_OPTIONS); found=$$?; \
+	   $(BIN)/empd bench report $$(ls .bench/empd.jsonl 2>/dev/null) .bench/peers.jsonl --into .bench && exit $$found
 
 $(PEERS)/.ready: $(READY) bench/peers/requirements.txt
 	@.ci/system-packages peers

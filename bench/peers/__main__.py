@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+import psutil
 
 from empd.bench.figures import Target, median_of
 from peers.measure import QUICK, Size
 from peers.table import PEERS
 
-LIMIT_S = 240.0
+LIMIT_S = 150.0
 QUICK_LIMIT_S = 90.0
 RATIOS = {
     "nats": ("nats-jetstream", Target(6, at_least=True, cores=4)),
@@ -34,19 +37,25 @@ Line = dict[str, Any]
 def peers(file: Path, quick: bool, names: tuple[str, ...]) -> None:
     """Measure empd and its peers. What fails is named, and the exit code is then 1."""
     lines: list[Line] = []
-    failed = []
+    failed: list[str] = []
     with file.open("w") as out:
         for name in names or PEERS:
-            for setting in PEERS[name]().settings:
-                click.echo(f"{name}, {setting}", err=True)
+            try:
+                settings = PEERS[name]().settings
+            except ImportError as error:
+                click.echo(f"{name}: {error}", err=True)
+                failed.append(name)
+                continue
+            for setting in settings:
+                begun_s = time.monotonic()
                 found, problem = measured(name, setting, quick)
+                said = problem or f"{len(found)} figures"
+                click.echo(f"{name}, {setting}: {said} in {time.monotonic() - begun_s:.0f} s", err=True)
                 lines += found
                 out.writelines(msgspec.json.encode(line).decode() + "\n" for line in found)
-                if problem:
-                    failed.append(f"{name}, {setting}: {problem}")
+                out.flush()
+                failed += [name] if problem else []
         out.writelines(msgspec.json.encode(line).decode() + "\n" for line in ratios(lines))
-    for problem in failed:
-        click.echo(problem, err=True)
     sys.exit(bool(failed))
 
 
@@ -62,11 +71,19 @@ def measured(name: str, setting: str, quick: bool) -> tuple[list[Line], str]:
     try:
         said, errors = process.communicate(timeout=QUICK_LIMIT_S if quick else LIMIT_S)
     except subprocess.TimeoutExpired:
-        process.kill()  # its processes end with it
+        kill_family(process.pid)
         said, errors = process.communicate()
         errors += b"\nit took too long"
     lines = [msgspec.json.decode(text, type=dict) for text in said.splitlines()]
     return lines, errors.decode(errors="replace").strip().rpartition("\n")[2] if process.returncode else ""
+
+
+def kill_family(pid: int) -> None:
+    """Kills a process and all that it has started, whatever that has started."""
+    parent = psutil.Process(pid)
+    for one in (parent, *parent.children(recursive=True)):  # the list is made before anyone is killed
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 def ratios(lines: list[Line]) -> list[Line]:

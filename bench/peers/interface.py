@@ -26,14 +26,16 @@ STOP_TIMEOUT_S = 10.0
 class Peer(ABC):
     """One job system in one setting. Entered, it runs; left, all its processes are gone.
 
-    `settings` says what each setting is; `has_queue`, whether jobs are anywhere else while they run. `put` returns
-    whatever `results` needs; payloads and results are bytes.
+    `settings` says what each setting is; `has_queue`, whether jobs are anywhere else while they run; `again_limit_s`,
+    how long a job whose worker was killed is waited for, where that is longer than is usual. `put` returns whatever
+    `results` needs; payloads and results are bytes.
     """
 
     name: ClassVar[str]
     settings: ClassVar[dict[str, str]]
     large_bytes: ClassVar[int] = 16 << 20
     has_queue: ClassVar[bool] = True
+    again_limit_s: ClassVar[float] = 0.0
 
     def __init__(self, setting: str, directory: Path) -> None:
         self.setting = setting

@@ -33,21 +33,29 @@ MIB = 1 << 20
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds and the most jobs of a run of throughput; jobs one at a time; large jobs; jobs that wait; workers killed,
-    and how long at most a job is waited for then."""
+    and how long at most a job is waited for then. `part_s`: no more is repeated where so much time has passed, so that
+    those who are slow leave time for the others."""
 
-    seconds: float = 3.0
+    seconds: float = 1.5
     jobs_max: int = 200_000
     alone: int = 300
     large: int = 6
     waiting: int = 20_000
     runs: int = 5
     kills: int = 3
-    again_limit_s: float = 40.0
+    again_limit_s: float = 15.0
+    part_s: float = 8.0
 
 
-QUICK = Size(seconds=1.0, jobs_max=50_000, alone=50, large=2, waiting=5000, runs=3, kills=1, again_limit_s=8.0)
+QUICK = Size(
+    seconds=0.5, jobs_max=50_000, alone=50, large=2, waiting=5000, runs=3, kills=1, again_limit_s=4.0, part_s=3.0
+)
 PROBE_JOBS = 32
 PAYLOAD_BYTES = 100
+FEWEST = 2
+"""Of what is repeated until `part_s` has passed, at least so many."""
+
+PUT_JOBS = 1000
 
 
 def measure(peer: Peer, size: Size) -> Iterator[Figure]:
@@ -58,33 +66,45 @@ def measure(peer: Peer, size: Size) -> Iterator[Figure]:
     rate = count / echo(peer, payloads_of(count))  # the first was short, and cold
     count = int(min(max(rate * size.seconds, PROBE_JOBS), size.jobs_max))
     yield _figure(peer, "throughput", "jobs/s", [count / echo(peer, payloads_of(count)) for _ in range(size.runs)])
-    alone_ms = [echo(peer, payloads_of(1)) * 1e3 for _ in range(size.alone)]
+    alone_ms = repeated(lambda: echo(peer, payloads_of(1)) * 1e3, size.alone, size.part_s)
     yield _figure(peer, "latency", "ms", alone_ms)
     yield _figure(peer, "latency_p99", "ms", alone_ms, percentile(alone_ms, 99))
     large = os.urandom(peer.large_bytes)
-    yield _figure(peer, "payload", "MiB/s", [2 * len(large) / MIB / echo(peer, [large]) for _ in range(size.large)])
+    rates = repeated(lambda: 2 * len(large) / MIB / echo(peer, [large]), size.large, size.part_s)
+    yield _figure(peer, "payload", "MiB/s", rates)
+
+
+def repeated(once: Callable[[], float], count: int, limit_s: float) -> list[float]:
+    """So many samples, or fewer when the time is up."""
+    begun_s = time.monotonic()
+    found: list[float] = []
+    while len(found) < count and (len(found) < FEWEST or time.monotonic() - begun_s < limit_s):
+        found.append(once())
+    return found
 
 
 def measure_waiting(peer: Peer, size: Size) -> Iterator[Figure]:
     """What a waiting job costs: of a peer that has only just begun, and so has no memory to use again."""
     echo(peer, [os.urandom(PAYLOAD_BYTES)])
     if peer.broker_pid is not None:
-        yield _figure(peer, "memory", "bytes", [waiting_bytes(peer, size.waiting)])
+        each, waiting = waiting_bytes(peer, size)
+        yield _figure(peer, "memory", "bytes", [each], details={"waiting": waiting})
 
 
 def measure_recovery(start: Callable[[], AbstractContextManager[Peer]], size: Size) -> Iterator[Figure]:
     """kill -9 of the process in which a job runs, to the job's next start; each time of a peer that has just begun, as
     not every peer replaces its worker. Where a job does not start again within the limit, that is the last time, the
-    limit stands for it, and `again` is false."""
+    limit stands for it, and `again` is false; where it takes very long, once is enough."""
     samples_ms: list[float] = []
     again = True
-    while again and len(samples_ms) < size.kills:
+    while not samples_ms or (again and len(samples_ms) < size.kills and sum(samples_ms) < size.part_s * 1e3):
         with start() as peer:
             if not peer.has_queue:
                 return
-            again_s = _start_again_s(peer, size.again_limit_s)
+            limit_s = max(size.again_limit_s, peer.again_limit_s if size != QUICK else 0.0)
+            again_s = _start_again_s(peer, limit_s)
         again = again_s is not None
-        samples_ms.append((size.again_limit_s if again_s is None else again_s) * 1e3)
+        samples_ms.append((limit_s if again_s is None else again_s) * 1e3)
     yield _figure(peer, "recovery", "ms", samples_ms, samples_ms[-1] if not again else None, details={"again": again})
 
 
@@ -130,13 +150,18 @@ def echo(peer: Peer, payloads: list[bytes]) -> float:
     return took_s
 
 
-def waiting_bytes(peer: Peer, count: int) -> float:
-    """Growth of the broker's memory for each job that waits, beyond its payload. Measured last: nobody takes them."""
+def waiting_bytes(peer: Peer, size: Size) -> tuple[float, int]:
+    """Growth of the broker's memory for each job that waits, beyond its payload; and how many do. Nobody takes them."""
     assert peer.broker_pid is not None
     broker = psutil.Process(peer.broker_pid)
     peer.park()
     before = broker.memory_full_info().uss
-    peer.put(payloads_of(count))
+    begun_s = time.monotonic()
+    count = 0
+    while count < size.waiting and (count == 0 or time.monotonic() - begun_s < size.part_s):
+        more = min(PUT_JOBS, size.waiting - count)
+        peer.put(payloads_of(more))
+        count += more
     held: list[int] = []
 
     def is_steady() -> bool:
@@ -144,7 +169,7 @@ def waiting_bytes(peer: Peer, count: int) -> float:
         return len(held) > 10 and held[-1] == held[-10]
 
     until(is_steady, "the broker to have taken all")
-    return (held[-1] - before) / count - PAYLOAD_BYTES
+    return (held[-1] - before) / count - PAYLOAD_BYTES, count
 
 
 def main() -> None:

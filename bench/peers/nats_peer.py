@@ -29,6 +29,8 @@ class NatsPeer(Peer):
         "durable": "stream in a file, synced by the server every two minutes; each publish acknowledged",
     }
 
+    again_limit_s = 40.0  # the server gives a job again when it was not acknowledged for 30 s
+
     def start(self) -> None:
         url = server(self)
         self._loop = asyncio.new_event_loop()

@@ -26,7 +26,7 @@ class RayPeer(Peer):
     """See the module. Nothing of it is on a disk."""
 
     name = "Ray"
-    settings = {"fast": f"actors, {BATCH} jobs in a call"}
+    settings = {"fast": f"actors that are restarted and their calls retried, {BATCH} jobs in a call"}
 
     def start(self) -> None:
         ray.init(
@@ -37,7 +37,7 @@ class RayPeer(Peer):
             logging_level="error",
             log_to_driver=False,
         )
-        kind = ray.remote(num_cpus=1)(Echo)
+        kind = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Echo)
         self._actors = [kind.remote() for _ in range(WORKERS)]
 
     def put(self, payloads: Sequence[bytes]) -> Any:

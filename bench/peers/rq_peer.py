@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
-from rq import Queue
+from rq import Queue, Retry
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
@@ -24,7 +24,7 @@ class RqPeer(Peer):
     name = "RQ"
     settings = {
         "fast": f"SimpleWorker (no fork); {REDIS['fast']}",
-        "durable": f"Worker (a fork for each job); {REDIS['durable']}",
+        "durable": f"Worker (a fork for each job), Retry(max=3); {REDIS['durable']}",
     }
 
     def start(self) -> None:
@@ -36,7 +36,10 @@ class RqPeer(Peer):
         self._queue = Queue("echo", connection=self._connection)
 
     def put(self, payloads: Sequence[bytes]) -> Any:
-        jobs = [Queue.prepare_data(echo, (payload,), result_ttl=600, description="echo") for payload in payloads]
+        options: dict[str, Any] = {"result_ttl": 600, "description": "echo"}
+        if self.setting == "durable":
+            options["retry"] = Retry(max=3)  # else a job whose worker was killed has failed
+        jobs = [Queue.prepare_data(echo, (payload,), **options) for payload in payloads]
         return self._queue.enqueue_many(jobs)
 
     def results(self, handles: Any) -> list[bytes]:

@@ -77,7 +77,9 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plot(NamedTuple):
-    """A picture of figures of one scenario: those whose axes have `x` (and fit `where`), a line for each `series`."""
+    """A picture of figures of one scenario: those whose axes have `x` (and fit `where`), a line for each `series`.
+    `of_samples`: all samples of each `x`, as the share of them that took at most so long; `share` in a figure's axes
+    is the percent at which its bound holds."""
 
     title: str
     x: str
@@ -85,7 +87,7 @@ class Plot(NamedTuple):
     where: Mapping[str, Any] = {}
     log_x: bool = False
     log_y: bool = False
-    y: str = ""
+    of_samples: bool = False
 
 
 class Scenario(NamedTuple):

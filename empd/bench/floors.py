@@ -19,7 +19,7 @@ import msgspec
 import zmq
 
 from empd.bench.daemon import PLACE, Where
-from empd.bench.figures import Figure, median_of, percentile
+from empd.bench.figures import Figure, Plot, median_of, percentile
 from empd.bench.running import BenchError
 from empd.prctl import die_with_parent
 
@@ -101,6 +101,7 @@ class Commit:
 
 
 RUNS = 10
+PLOTS = (Plot("What the machine itself can do", "of"),)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +112,13 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 QUICK = Size(rounds=100, runs=5)
+
+
+WORDS = {
+    "floor.zmq_echo": "ZeroMQ echo",
+    "floor.zmq_brokered_echo": "echo through the least broker",
+    "floor.sqlite_commit": "SQLite commit",
+}
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
@@ -126,4 +134,11 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
     for index, name in enumerate(probes):
         by_run = [[turn[index] for turn in turns] for turns in runs]
         p99 = percentile([sample for run in by_run for sample in run], 99)
-        yield median_of(name, "µs", [median(run) for run in by_run], details={"p99_us": p99}, settings=settings)
+        yield median_of(
+            name,
+            "µs",
+            [median(run) for run in by_run],
+            axes={"of": WORDS[name]},
+            details={"p99_us": p99},
+            settings=settings,
+        )

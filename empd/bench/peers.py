@@ -1,8 +1,11 @@
-"""Other job systems, measured in the same run by `make bench-peers` (bench/peers/): how a report shows them.
+"""Other job systems, measured by `make bench-peers`, one after the other in one run.
 
 The same jobs for all: 100 bytes in, 100 bytes out, two worker processes on this machine, every result known to the
 submitting program. Each in the setting that its own documentation recommends for speed and in the one it recommends so
-that accepted jobs survive (what that is stands under details); a system without one has no durable figure.
+that accepted jobs survive; a system without one has no durable figure.
+
+Every run of jobs takes one to two seconds, and what takes long is done less often (`samples`). A job whose worker was
+killed is waited for 15 s, with NATS 40 s; where it has not started again by then, the figure is that time.
 """
 
 from __future__ import annotations

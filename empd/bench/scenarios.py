@@ -28,6 +28,7 @@ _FLOORS = Scenario(
     floors.measure,
     floors.Size(),
     floors.QUICK,
+    floors.PLOTS,
 )
 _ALL = (
     Scenario(
@@ -80,6 +81,7 @@ _ALL = (
         recovery.measure,
         recovery.Size(),
         recovery.QUICK,
+        recovery.PLOTS,
     ),
     Scenario(
         "broker_loss",
@@ -95,6 +97,7 @@ _ALL = (
         daemon_loss.measure,
         daemon_loss.Size(),
         daemon_loss.QUICK,
+        daemon_loss.PLOTS,
     ),
     Scenario(
         "status",
@@ -102,6 +105,7 @@ _ALL = (
         status.measure,
         status.Size(),
         status.QUICK,
+        status.PLOTS,
         on_running=True,
     ),
     Scenario("cost", "CPU and bytes of one job", cost.measure, cost.Size(), cost.QUICK, cost.PLOTS),
@@ -121,7 +125,9 @@ _ALL = (
         growth.QUICK,
         growth.PLOTS,
     ),
-    Scenario("idle", "CPU of the idle daemon, memory of a worker", idle.measure, idle.Size(), idle.QUICK),
-    Scenario("startup", "`empd run` to READY, `empd --help`", startup.measure, startup.Size(), startup.QUICK),
+    Scenario("idle", "CPU of the idle daemon, memory of a worker", idle.measure, idle.Size(), idle.QUICK, idle.PLOTS),
+    Scenario(
+        "startup", "`empd run` to READY, `empd --help`", startup.measure, startup.Size(), startup.QUICK, startup.PLOTS
+    ),
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (_FLOORS, *_ALL)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import os
 import re
 import sys
 import tomllib
@@ -14,7 +16,7 @@ import msgspec
 import psutil
 import pytest
 
-from empd.bench import report
+from empd.bench import processes, report
 from empd.bench.peers import PEERS
 from empd.bench.running import BenchError, wait_until
 
@@ -28,6 +30,8 @@ from peers.interface import Peer, end, module  # noqa: E402
 
 TINY = measure.Size(seconds=0.01, jobs_max=600, alone=3, large=1, waiting=2000, runs=2, kills=2)
 REAL = ("empd", "zeromq", "zeromq-proxy", "zeromq-loop")
+
+RUN = "import sys; from peers import job; job.run(bytes.fromhex(sys.argv[1]))"
 
 
 class Planted(Peer):
@@ -53,6 +57,14 @@ class Forgetful(Planted):
 
     def hold(self, payload: bytes) -> None:
         self.work(sys.executable, "-c", f"from peers import job; job.run({payload!r})")
+
+
+class Patient(Forgetful):
+    """Runs it in two processes, one after the other."""
+
+    def hold(self, payload: bytes) -> None:
+        code = f"import subprocess, sys; [subprocess.run([sys.executable, '-c', {RUN!r}, sys.argv[1]]) for _ in '12']"
+        self.work(sys.executable, "-c", code, payload.hex())
 
 
 def test_a_peer_gives_its_figures(tmp_path: Path) -> None:
@@ -107,10 +119,48 @@ def test_real_ones(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathF
     assert [figure.details["again"] for figure in recovery] == ([True] if name == "empd" else [])
 
 
+def test_what_is_slow_is_done_less_often() -> None:
+    size = msgspec.structs.replace(TINY, part_s=0.0)
+    assert len(measure.repeated(lambda: 1.0, 100, limit_s=60)) == 100
+    assert len(measure.repeated(lambda: 1.0, 100, limit_s=0)) == measure.FEWEST
+    assert size.waiting > measure.PUT_JOBS
+
+
+def test_jobs_that_are_put_slowly_are_fewer_and_their_memory_is_theirs(tmp_path: Path) -> None:
+    size = msgspec.structs.replace(TINY, part_s=0.0)
+    with Planted("fast", tmp_path) as peer:
+        peer.broker_pid = os.getpid()
+        [few] = measure.measure_waiting(peer, size)
+        [all_of_them] = measure.measure_waiting(peer, msgspec.structs.replace(size, part_s=60.0))
+    assert (few.details["waiting"], all_of_them.details["waiting"]) == (measure.PUT_JOBS, size.waiting)
+
+
+def test_one_kill_is_enough_where_it_takes_long(tmp_path: Path) -> None:
+    size = msgspec.structs.replace(TINY, kills=3, part_s=0.0)
+    number = itertools.count()
+
+    def fresh() -> Patient:
+        directory = tmp_path / str(next(number))
+        directory.mkdir()
+        return Patient("fast", directory)
+
+    [figure] = measure.measure_recovery(fresh, size)
+    assert (figure.details["again"], len(figure.samples)) == (True, 1)
+    [figure] = measure.measure_recovery(fresh, msgspec.structs.replace(size, part_s=60.0))
+    assert len(figure.samples) == 3
+
+
 def test_a_job_that_does_not_start_again_has_the_limit_as_its_figure(tmp_path: Path) -> None:
     size = msgspec.structs.replace(TINY, kills=3, again_limit_s=0.2)
     [figure] = measure.measure_recovery(lambda: Forgetful("fast", tmp_path), size)
     assert (figure.value, figure.details["again"], len(figure.samples)) == (200, False, 1)
+
+
+def test_a_peer_that_says_how_long_it_takes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Forgetful, "again_limit_s", 0.4)
+    size = msgspec.structs.replace(TINY, again_limit_s=0.2)
+    [figure] = measure.measure_recovery(lambda: Forgetful("fast", tmp_path), size)
+    assert figure.value == 400
 
 
 @pytest.fixture
@@ -122,25 +172,59 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "import sys, time\nname, setting = sys.argv[1:3]\n"
         'print(\'{"name": "%s.%s"}\' % (name, setting), flush=True)\n'
         "if name == 'broken': raise RuntimeError('it broke')\n"
-        "if name == 'slow': time.sleep(600)\n"
+        "if name == 'slow':\n"
+        "    import pathlib, subprocess\n"
+        "    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "    pathlib.Path(__file__).with_name('child').write_text(str(child.pid))\n"
+        "    time.sleep(600)\n"
     )
     monkeypatch.setattr(command, "__file__", str(tmp_path / "peers" / "__main__.py"))
     return tmp_path
 
 
-@pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize(
     ("name", "problem"), [("well", ""), ("broken", "RuntimeError: it broke"), ("slow", "it took too long")]
 )
 def test_each_runs_in_a_process_of_its_own_bounded_in_time(
-    name: str, problem: str, monkeypatch: pytest.MonkeyPatch
+    name: str, problem: str, planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    child = planted / "peers" / "child"
     if name == "slow":
-        monkeypatch.setattr(command, "QUICK_LIMIT_S", 2.0)
+        monkeypatch.setattr(command, "QUICK_LIMIT_S", 0.1)
+        real = command.kill_family
+
+        def late(pid: int) -> None:
+            wait_until(child.exists, "what it starts")
+            wait_until(child.read_text, "its number")
+            real(pid)
+
+        monkeypatch.setattr(command, "kill_family", late)
     lines, found = command.measured(name, "fast", quick=True)
     assert found == problem
-    if name != "slow":  # which may not even have come so far
-        assert lines == [{"name": f"{name}.fast"}], "what was measured before counts"
+    assert lines == [{"name": f"{name}.fast"}], "what was measured before counts"
+    if name == "slow":
+        wait_until(lambda: not processes.exists(int(child.read_text())), "what it had started to end")
+
+
+@pytest.mark.usefixtures("planted")
+def test_one_that_fails_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> type[Peer]:
+        raise ModuleNotFoundError("No module named 'absent'")
+
+    kinds = {"absent": absent, "broken": lambda: Planted, "well": lambda: Planted}
+    monkeypatch.setattr(command, "PEERS", kinds)
+    file = tmp_path / "lines.jsonl"
+    with pytest.raises(SystemExit) as ended:
+        command.peers.main(["--json", str(file)], standalone_mode=False)
+    assert ended.value.code == 1
+    names = [msgspec.json.decode(line)["name"] for line in file.read_text().splitlines()]
+    assert names == ["broken.fast", "broken.durable", "well.fast", "well.durable"]
+    said = capsys.readouterr().err
+    assert "absent: No module named 'absent'" in said
+    assert "broken, durable: RuntimeError: it broke in" in said
+    assert "well, durable: 1 figures in" in said
 
 
 def test_ratios_are_of_the_durable_settings() -> None:

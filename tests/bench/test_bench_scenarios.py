@@ -14,7 +14,7 @@ import msgspec
 import psutil
 import pytest
 
-from empd.bench import floors, histogram, processes
+from empd.bench import floors, histogram, plots, processes
 from empd.bench.assignments import Assignments
 from empd.bench.daemon import Daemon, Where, mapping_of, noop_mapping
 from empd.bench.figures import Figure
@@ -55,8 +55,17 @@ def by_name(figures: Iterable[Figure]) -> dict[str, Figure]:
     return found
 
 
+def has_its_plots(scenario: str, found: dict[str, Figure]) -> None:
+    """Each plot of the scenario shows something of what it gave."""
+    lines = [figure.as_line(scenario, 2) for figure in found.values()]
+    shown = {plot.title: len(plots.fitting(plot, lines)) for plot in SCENARIOS[scenario].plots}
+    assert shown
+    assert all(count > 1 or title.startswith("kill -9 of the broker") for title, count in shown.items()), shown
+
+
 def test_floors(where: Where, tmp_path: Path) -> None:
     found = by_name(floors.measure(floors.Size(rounds=5, runs=2), where))
+    has_its_plots("floors", found)
     assert list(found) == ["floor.zmq_echo", "floor.zmq_brokered_echo", "floor.sqlite_commit"]
     assert all(len(figure.samples) == 2 and figure.value > 0 for figure in found.values())
     assert list(tmp_path.iterdir()) == []
@@ -67,8 +76,14 @@ def test_floors(where: Where, tmp_path: Path) -> None:
 
 def test_throughput_varies_one_axis_at_a_time() -> None:
     names = [point.name for point in throughput.points(throughput.Size())]
-    assert len(names) == len(set(names)) == 11
-    for name in ("fsync.batch16", "fsync.batch256.workers4", "fsync.batch256.payload65536", "memory.batch1"):
+    assert len(names) == len(set(names)) == 13
+    for name in (
+        "fsync.batch16",
+        "fsync.batch256.workers4",
+        "fsync.batch256.payload65536",
+        "memory.batch1",
+        "os.batch16",
+    ):
         assert f"throughput.{name}" in names
     assert set(throughput.TARGETS) <= set(throughput.points(throughput.Size())), "every bound is measured"
 
@@ -118,20 +133,37 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Running]:
         yield daemon
 
 
+def test_each_cell_of_the_matrix_is_measured(where: Where) -> None:
+    size = throughput.Size(
+        jobs=256,
+        runs=1,
+        warm_up_jobs=10,
+        durabilities=("os", "memory"),
+        batches=(1, 256),
+        workers=(1, 2),
+        payloads=(100, 4096),
+        matrix=True,
+    )
+    found = by_name(throughput.measure(size, where))
+    assert {tuple(figure.axes.values()) for figure in found.values()} == set(throughput.points(size))
+    assert all(figure.value > 0 for figure in found.values())
+
+
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
 def test_latency(where: Where) -> None:
     size = latency.Size(rounds=20, runs=1, warm_up=2, durabilities=("fsync",))
     found = by_name(latency.measure(size, where))
-    suffixes = ("p50", "p99", "p50_to_floor", "p50_to_brokered_floor")
+    has_its_plots("latency", found)
+    suffixes = ("floor", "p50", "p99", "p50_to_floor", "p50_to_brokered_floor")
     assert list(found) == [f"latency.fsync.{s}" for s in (*suffixes, *(f"back_to_back.{s}" for s in suffixes))]
     assert found["latency.fsync.p50_to_floor"].target == (1.0, False, 4)
     for name in ("latency.fsync", "latency.fsync.back_to_back"):
-        p50, p99, ratio, _ = (found[f"{name}.{suffix}"] for suffix in suffixes)
+        least, p50, p99, ratio, _ = (found[f"{name}.{suffix}"] for suffix in suffixes)
         assert p50.value <= p99.value
         floor = p50.details["floor_us"]
-        assert floor == pytest.approx(2 * p50.details["echo_p50_us"] + 2 * p50.details["commit_p50_us"])
+        assert floor == least.value == pytest.approx(2 * p50.details["echo_p50_us"] + 2 * p50.details["commit_p50_us"])
         assert ratio.value == pytest.approx(p50.value / floor)
 
 
@@ -144,6 +176,7 @@ def test_floors_count_commits_by_durability() -> None:
 def test_latency_under_load(where: Where) -> None:
     size = load.Size(percents=(5,), seconds=0.1, runs=2, capacity_jobs=300, jobs_max=100)
     found = by_name(load.measure(size, where))
+    has_its_plots("load", found)
     assert list(found) == ["load.capacity", "load.p50.at5", "load.p99.at5"]
     p99 = found["load.p99.at5"]
     assert found["load.p50.at5"].value <= p99.value
@@ -172,6 +205,7 @@ def test_a_stall_counts_for_every_job_that_should_have_come_meanwhile(where: Whe
 def test_backlog(where: Where) -> None:
     size = backlog.Size(waiting=(500, 1500), timed_jobs=10, runs=2)
     found = by_name(backlog.measure(size, where))
+    has_its_plots("backlog", found)
     assert list(found) == [
         f"{name}.{waiting}" for waiting in (500, 1500) for name in ("memory.per_waiting_job", "claim.daemon")
     ]
@@ -194,25 +228,42 @@ def test_the_backlog_waits_while_others_are_served(where: Where) -> None:
 def test_claim(where: Where) -> None:
     size = claim.Size(waiting=(100, 1_010), rounds=3, runs=2, sets=4)
     found = by_name(claim.measure(size, where))
+    has_its_plots("claim", found)
     assert list(found) == [f"claim.queue.{kind}.{count}" for kind in claim.KINDS for count in (100, 1010)]
     assert all(figure.details["other_jobs"] == figure.axes["waiting"] - 10 for figure in found.values())
+
+
+def test_the_others_of_a_claim_are_those_that_it_must_not_take() -> None:
+    for kind in claim.KINDS:
+        bench = claim.Bench(at_limit=kind == "limit_reached")
+        for options in claim.others(kind, 4):
+            bench.submit(options, 50)
+        waiting = len(bench.queue.state.jobs) - bench.held
+        bench.round()
+        left = [job.options.spec for job in bench.queue.state.jobs.values()]
+        assert len(left) - bench.held == waiting
+        assert all(spec.priority != 60 for spec in left), f"{kind}: the asker's own ten were taken, and no other"
 
 
 def test_payload(where: Where, tmp_path: Path) -> None:
     size = payload.Size(payloads=(100_000, 300_000), bytes_per_run=300_000, runs=2)
     found = by_name(payload.measure(size, where))
+    has_its_plots("payload", found)
     for way in payload.WAYS:
         assert found[f"payload.{way}.100000"].value > 0
     ratio = found["payload.volatile_to_bare.300000"]
     rates = [found[f"payload.{way}.300000"].samples for way in ("volatile", "bare_tmpfs")]
     assert list(ratio.samples) == [one / two for one, two in zip(*rates, strict=True)]
     assert found["payload.broker_cpu.100000"].value > 0
-    assert "payload.broker_cpu.slope" in found
+    slope, ratio = found["payload.broker_cpu.slope"], found["payload.broker_cpu.slope_to_copy"]
+    assert ratio.value == pytest.approx(slope.value / ratio.details["copy_us_per_mib"])
+    assert ratio.target == payload.UNTOUCHED_TARGET
     assert list(tmp_path.iterdir()) == []
 
 
 def test_recovery_of_a_worker(where: Where) -> None:
     found = by_name(recovery.measure(recovery.Size(kills=2, workers=2), where))
+    has_its_plots("recovery", found)
     assert list(found) == ["recovery.worker", "recovery.worker.p99"]
     assert len(found["recovery.worker"].samples) == 2
     assert all(sample > 0 for sample in found["recovery.worker"].samples)
@@ -220,6 +271,7 @@ def test_recovery_of_a_worker(where: Where) -> None:
 
 def test_recovery_of_the_broker(where: Where) -> None:
     found = by_name(broker_loss.measure(broker_loss.Size(kills=((500, 1),), job_s=0.05), where))
+    has_its_plots("broker_loss", found)
     figure = found["recovery.broker.500"]
     assert figure.value > 0
     assert figure.details["unfinished_at_the_end"] >= 500
@@ -227,6 +279,7 @@ def test_recovery_of_the_broker(where: Where) -> None:
 
 def test_recovery_of_the_whole_daemon(where: Where, tmp_path: Path) -> None:
     found = by_name(daemon_loss.measure(daemon_loss.Size(waiting=300, losses=1), where))
+    has_its_plots("daemon_loss", found)
     assert list(found) == ["recovery.supervisor", "recovery.box"]
     assert all(figure.details["jobs_lost"] == 0 and figure.value > 0 for figure in found.values())
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +287,15 @@ def test_recovery_of_the_whole_daemon(where: Where, tmp_path: Path) -> None:
 
 def test_status_under_load(where: Where) -> None:
     found = by_name(status.measure(status.Size(pairs=2, jobs=2000, requests_per_s=50), where))
-    assert list(found) == ["status.p50", "status.p99", "status.loss", "status.loss_at_most"]
+    has_its_plots("status", found)
+    assert list(found) == [
+        "status.p50",
+        "status.p99",
+        "status.throughput.alone",
+        "status.throughput.asked",
+        "status.loss",
+        "status.loss_at_most",
+    ]
     assert found["status.p99"].settings["requests"] == len(found["status.p99"].samples) >= 2
     loss = found["status.loss"]
     assert loss.details["low_percent"] <= loss.value <= loss.details["high_percent"]
@@ -247,15 +308,18 @@ def test_a_page_that_fails_is_no_figure(where: Where) -> None:
 
 def test_cost(where: Where) -> None:
     found = by_name(cost.measure(cost.Size(jobs=600, alone_jobs=20, runs=2), where))
-    modes, parts = ("batch256", "single", "alone"), (*cost.KINDS, "total", "written")
+    has_its_plots("cost", found)
+    modes, parts = ("batch256", "single", "alone"), (*cost.KINDS, "journal", "total", "written")
     assert set(found) == {"cost.history", *(f"cost.{mode}.{part}" for mode in modes for part in parts)}
     assert found["cost.history"].value > 20, "an id and a time at least"
     assert found["cost.alone.broker"].value > found["cost.batch256.broker"].value > 0
+    assert found["cost.alone.journal"].value > found["cost.batch256.journal"].value > 0, "a commit for many, or for one"
     assert found["cost.batch256.written"].value > 100, "each payload is written once at least"
 
 
 def test_a_connector_beside_bare_requests(where: Where) -> None:
     found = by_name(connector.measure(connector.Size(jobs=80, at_once=8, alone=3, runs=2, cancels=3), where))
+    has_its_plots("connector", found)
     answers, cancels = ("empd", "bare", "to_bare", "added"), ("polled", "polled.max", "plain", "plain.max")
     assert list(found) == [
         *(f"connector.{answer}.{part}" for answer in connector.ANSWERS for part in answers),
@@ -276,6 +340,7 @@ def test_growth(where: Where) -> None:
         rates=(100, 200), seconds=0.2, workers=(1, 2), jobs=300, waiting=(100, 200), timed_jobs=5, rounds=2, runs=1
     )
     found = by_name(growth.measure(size, where))
+    has_its_plots("growth", found)
     slopes = [f"growth.{what}.slope" for what in ("load", "workers", "backlog", "memory")]
     assert [name for name in found if name.endswith("slope")] == slopes
     first, second = (found[f"growth.workers.{count}"].value for count in (1, 2))
@@ -284,16 +349,20 @@ def test_growth(where: Where) -> None:
 
 def test_idle(where: Where) -> None:
     found = by_name(idle.measure(idle.Size(parts=2, part_s=0.2, settle_s=0.1), where))
-    assert list(found) == ["memory.worker", "idle.cpu"]
+    has_its_plots("idle", found)
+    kinds = ("supervisor", "broker", "worker", "web", "telemetry", "sentinel")
+    assert list(found)[:2] == ["memory.worker", "idle.cpu"]
+    assert set(found) <= {"memory.worker", "idle.cpu", *(f"idle.cpu.{kind}" for kind in kinds)}
     assert len(found["memory.worker"].samples) == 2
     assert 0 < found["memory.worker"].value < found["memory.worker"].details["rss_mib"]
-    kinds = ("supervisor", "sentinel", "broker", "web", "worker")
-    shares = [found["idle.cpu"].details[f"{kind}_percent"] for kind in kinds]
+    shares = [figure.value for name, figure in found.items() if name.startswith("idle.cpu.")]
+    assert len(shares) >= 4
     assert sum(shares) == pytest.approx(found["idle.cpu"].value)
 
 
 def test_startup(where: Where) -> None:
     found = by_name(startup.measure(startup.Size(starts=1, helps=1), where))
+    has_its_plots("startup", found)
     assert list(found) == ["startup.help", "startup.ready"]
     assert found["startup.help"].details["bare_interpreter_ms"] > 0
 

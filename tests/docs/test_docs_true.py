@@ -184,7 +184,7 @@ def test_what_a_handle_and_a_set_have() -> None:
 
 
 def test_the_page_is_where_the_readme_says() -> None:
-    assert f"<http://{SETTINGS['http'].default}/>" in README
+    assert f"the page that shows them is at http://{SETTINGS['http'].default}/" in README
 
 
 def test_the_samples_have_every_setting() -> None:
@@ -249,7 +249,14 @@ def test_every_built_in_connector_is_described() -> None:
 
 def test_figures_are_between_their_marks() -> None:
     begin, end = "<!-- figures: begin -->", "<!-- figures: end -->"
-    assert README.index("empd bench --report") < README.index(begin) < README.index(end)
+    assert README.index("`make bench bench-peers figures`") < README.index(begin) < README.index(end)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"bench", "bench-peers", "figures"} <= set(targets)
+
+
+def test_every_extra_is_named() -> None:
+    extras = set(PROJECT["optional-dependencies"]) - {"dev"}
+    assert f"Extras: {', '.join(sorted(extras))}." in flat(README)
 
 
 def test_the_changelog_begins_with_this_version() -> None:

@@ -34,7 +34,7 @@ _POLICY = Policy(
 
 
 PLOTS = (Plot("A claim beside many, against beside ten", "waiting", "others", log_x=True),)
-KINDS = ("own", "other_service", "requirement_sets", "customers")
+KINDS = ("own", "other_service", "limit_reached", "requirement_sets", "customers")
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,9 +51,10 @@ QUICK = Size(waiting=(1000, 100_000), rounds=30, runs=3)
 
 
 class Bench:
-    """One queue, its one client and its one worker, who takes one job of `mine` at a time."""
+    """One queue, its one client and its one worker, who takes one job of `mine` at a time. `at_limit`: it takes one of
+    `other` too, and runs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_limit: bool = False) -> None:
         self.queue = Queue(_POLICY)
         self.queue.start("boot", "bench", _NOW)
         self._session = self.queue.open_session(b"token", "bench", _NOW)
@@ -61,7 +62,14 @@ class Bench:
         self._done = 0
         self._next_job = 1
         self.worker, _ = self.queue.hello("asker", 1, (), _NOW)
-        self.queue.offer(self.worker, 1, {"mine": Offer(1)}, "")
+        self.held = int(at_limit)
+        if not at_limit:
+            self.queue.offer(self.worker, 1, {"mine": Offer(1)}, "")
+            return
+        self.queue.offer(self.worker, 2, {"mine": Offer(1), "other": Offer(1)}, "")
+        self.submit(JobOptions(service="other"), 1)
+        assert self.queue.claim(self.worker, _NOW) is not None
+        self.queue.pending.clear()
 
     def submit(self, options: JobOptions, count: int) -> None:
         """One frame of jobs."""
@@ -99,12 +107,15 @@ def _only(claim: Any) -> tuple[int, int]:
 
 def others(kind: str, sets: int) -> list[JobOptions]:
     """Options of the jobs beside the asker's ten: `own` are its too, but come later; all else it cannot run, being of
-    another service (one customer's, or `sets` customers'), or of its own with requirements that it does not meet."""
+    another service (one customer's, or `sets` customers'), of one that it offers and of which it runs as many as it may
+    (these would come first), or of its own with requirements that it does not meet."""
     match kind:
         case "own":
             return [JobOptions(service="mine", priority=0)]
         case "other_service":
             return [JobOptions(service="other")]
+        case "limit_reached":
+            return [JobOptions(service="other", priority=100)]
         case "customers":
             return [JobOptions(service="other", customer_id=f"customer {number}") for number in range(sets)]
     return [JobOptions(service="mine", requirements={"memory_gb": need + 1}) for need in range(sets)]
@@ -113,7 +124,7 @@ def others(kind: str, sets: int) -> list[JobOptions]:
 def measure(size: Size, where: Where) -> Iterator[Figure]:
     """`claim.queue.<kind of the others>.<n>`: the median claim, as a ratio to the one in the empty queue."""
     for kind in KINDS:
-        full, empty = Bench(), Bench()
+        full, empty = (Bench(at_limit=kind == "limit_reached") for _ in range(2))
         kinds = others(kind, size.sets)
         waiting = MINE
         for total in size.waiting:
@@ -145,7 +156,7 @@ def _figure(kind: str, waiting: int, queues: tuple[Bench, Bench], size: Size) ->
         "p50_at_many_us": median([median(run) for run in many]) / 1e3,
         "p99_at_few_us": median([percentile(run, 99) for run in few]) / 1e3,
         "p99_at_many_us": median([percentile(run, 99) for run in many]) / 1e3,
-        "other_jobs": len(full.queue.state.jobs),
+        "other_jobs": len(full.queue.state.jobs) - full.held,
     }
     return median_of(
         f"claim.queue.{kind}.{waiting}",

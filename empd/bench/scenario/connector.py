@@ -1,8 +1,8 @@
 """What empd and its HTTP connector cost: a service behind HTTP through daemon and `RestSyncConnector`, against a bare
 aiohttp loop in this process that asks the same server, with as many requests at once.
 
-The server answers at once (then the difference is all there is to see) or after 10 ms. Both ways take turns. What a
-cancel takes to get there is in `connector_cancel`.
+The server answers at once (then the difference is all there is to see) or after 10 ms. Both ways take turns. Beside
+that, how long a cancel takes to the service.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ made of these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -14,11 +14,13 @@ from empd.bench.daemon import Daemon, Where, noop_mapping
 from empd.bench.figures import Figure, Plot, median_of
 from empd.bench.running import Running, per_job_us
 from empd.bench.scenario.backlog import settle
+from empd.bench.scenario.cost_journal import journal_us
 from empd.bench.scenario.latency import job_us
 from empd.bench.scenario.throughput import Load
 from empd.client import Client
 
 KINDS = ("client", "broker", "worker", "web", "supervisor")
+MODES = {"batch256": 256, "single": 1, "alone": 0}
 PLOTS = (Plot("CPU of one durable job", "process", "mode", {"of": "cpu"}, log_y=True),)
 
 
@@ -28,40 +30,55 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
     jobs: int = 200_000
     alone_jobs: int = 1000
+    journal_jobs: int = 20_000
     runs: int = 5
 
 
-QUICK = Size(jobs=30_000, alone_jobs=200, runs=2)
+QUICK = Size(jobs=30_000, alone_jobs=200, journal_jobs=5000, runs=2)
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
-    """`cost.<mode>.<process>` in µs of CPU for each job, `cost.<mode>.written` in bytes (journal by the broker, history
-    by the web process, sockets of stream type included); `cost.history`, bytes that a finished job keeps on disk."""
+    """`cost.<mode>.<process>` in µs of CPU for each job, `.journal` of the broker's; `.written` in bytes (journal by
+    the broker, history by the web process, sockets of stream type included); `cost.history`, bytes that a finished job
+    keeps on disk."""
     with Daemon(noop_mapping(), where.place) as daemon, daemon.client() as client:
-        modes = {"batch256": 256, "single": 1, "alone": 0}
-        yield from _mode(daemon, client, size, "batch256", modes.pop("batch256"))
+        first, *others = MODES
+        yield from _mode(daemon, client, size, first)
         history = sum(path.stat().st_size for path in (daemon.state_dir / "state").glob("history.db*"))
         finished = _warm_up(size.jobs) + size.runs * size.jobs
         yield median_of("cost.history", "bytes", [history / finished], settings={"jobs": finished})
-        for mode, batch in modes.items():
-            yield from _mode(daemon, client, size, mode, batch)
+        for mode in others:
+            yield from _mode(daemon, client, size, mode)
+    # Whoever reads the journal holds its trimming back, so this is a daemon of its own.
+    with Daemon(noop_mapping(), where.place) as daemon, daemon.client() as client:
+        for mode, batch in MODES.items():
+            jobs = min(size.journal_jobs, size.jobs) if batch else size.alone_jobs
+            run = _runner(daemon, client, batch)
+            run(_warm_up(jobs))
+            samples = journal_us(daemon, where.place, run, jobs, size.runs)
+            axes = {"process": "(journal)", "mode": mode, "of": "cpu"}
+            yield median_of(f"cost.{mode}.journal", "µs", samples, axes=axes, settings={"jobs": jobs})
 
 
 def _warm_up(jobs: int) -> int:
     return jobs // 5
 
 
-def _mode(daemon: Running, client: Client, size: Size, mode: str, batch: int) -> Iterator[Figure]:
-    jobs = size.jobs if batch else size.alone_jobs
-    load = Load(client, daemon.service, batch or 1)
+def _runner(daemon: Running, client: Client, batch: int) -> Callable[[int], object]:
+    """What does so many jobs; with a batch of 0 each after the other's result."""
+    if batch:
+        return Load(client, daemon.service, batch).run
 
-    def run(count: int) -> None:
-        if batch:
-            load.run(count)
-        else:
-            for _ in range(count):
-                job_us(client, daemon.service, 100)
+    def alone(count: int) -> None:
+        for _ in range(count):
+            job_us(client, daemon.service, 100)
 
+    return alone
+
+
+def _mode(daemon: Running, client: Client, size: Size, mode: str) -> Iterator[Figure]:
+    jobs = size.jobs if MODES[mode] else size.alone_jobs
+    run = _runner(daemon, client, MODES[mode])
     run(_warm_up(jobs))
     settle(daemon)
     spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -79,7 +96,7 @@ def _mode(daemon: Running, client: Client, size: Size, mode: str, batch: int) ->
             written[kind].append((processes.written_bytes(pid) - wrote[kind]) / jobs)
     settings: dict[str, Any] = {"jobs": jobs, "runs": size.runs, "durability": "fsync", "workers": 2}
     for kind, samples in spent.items():
-        axes = {"process": kind, "mode": mode, "of": "cpu"}
+        axes = {"process": kind, "mode": mode, "of": "cpu" if kind != "supervisor" else "next to nothing"}
         yield median_of(f"cost.{mode}.{kind}", "µs", samples, axes=axes, settings=settings)
     total = [sum(parts) for parts in zip(*spent.values(), strict=True)]
     yield median_of(f"cost.{mode}.total", "µs", total, settings=settings)

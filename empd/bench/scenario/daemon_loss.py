@@ -15,8 +15,11 @@ import msgspec
 
 from empd.bench.assignments import Assignments
 from empd.bench.daemon import Daemon, Where, mapping_of
-from empd.bench.figures import Figure, median_of
+from empd.bench.figures import Figure, Plot, median_of
 from empd.bench.running import LIMIT_S, BenchError
+
+KILLED = {"supervisor": "the supervisor", "box": "all at once"}
+PLOTS = (Plot("kill -9 to the next claim of a new daemon", "killed"),)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +37,7 @@ QUICK = Size(waiting=10_000, losses=2)
 def measure(size: Size, where: Where) -> Iterator[Figure]:
     """`recovery.supervisor` and `recovery.box`, in ms."""
     mapping = mapping_of({"slow": {"api_config": {"duration_s": size.job_s}}}, instances=2)
-    for name in ("supervisor", "box"):
+    for name in KILLED:
         with Daemon(mapping, where.place) as daemon:
             kill = daemon.kill_supervisor if name == "supervisor" else daemon.kill_box
             yield _figure(name, daemon, kill, size)
@@ -60,4 +63,5 @@ def _figure(name: str, daemon: Daemon, kill: Callable[[], None], size: Size) -> 
         raise BenchError(f"{size.waiting - known} of {size.waiting} accepted jobs are lost")
     details = {"processes_gone_max_ms": max(gone), "jobs_lost": 0}
     settings = {**msgspec.to_builtins(size), "durability": "fsync"}
-    return median_of(f"recovery.{name}", "ms", samples, details=details, settings=settings)
+    axes = {"killed": KILLED[name]}
+    return median_of(f"recovery.{name}", "ms", samples, axes=axes, details=details, settings=settings)

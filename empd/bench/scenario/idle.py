@@ -12,12 +12,15 @@ import msgspec
 
 from empd.bench import processes
 from empd.bench.daemon import Daemon, Where, noop_mapping
-from empd.bench.figures import Figure, Target, median_of
+from empd.bench.figures import Figure, Plot, Target, median_of
 from empd.bench.running import rest
 
 CPU_TARGET = Target(0.5)
 MEMORY_TARGET = Target(30.0)
 _MIB = 1 << 20
+PLOTS = (Plot("CPU while nothing is to be done", "process"),)
+
+Look = tuple[float, dict[str, float]]
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,12 +35,12 @@ QUICK = Size(parts=2, part_s=2.0, settle_s=1.0)
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
-    """`idle.cpu` in percent of one core, `memory.worker` in MiB."""
+    """`memory.worker` in MiB; `idle.cpu` in percent of one core, and the part of each kind of process in it."""
     settings = {**msgspec.to_builtins(size), "workers": 2, "gpus": "none"}
     with Daemon(noop_mapping(), where.place) as daemon:
         yield _worker_memory(daemon, settings)
         rest(size.settle_s)
-        yield _cpu(daemon, size, settings)
+        yield from _cpu(daemon, size, settings)
 
 
 def _worker_memory(daemon: Daemon, settings: dict[str, Any]) -> Figure:
@@ -52,30 +55,33 @@ def _worker_memory(daemon: Daemon, settings: dict[str, Any]) -> Figure:
     return median_of("memory.worker", "MiB", uss, target=MEMORY_TARGET, details=details, settings=settings)
 
 
-def _cpu(daemon: Daemon, size: Size, settings: dict[str, Any]) -> Figure:
+def _cpu(daemon: Daemon, size: Size, settings: dict[str, Any]) -> Iterator[Figure]:
     looks = [_used(daemon)]
     for _ in range(size.parts):
         rest(size.part_s)
         looks.append(_used(daemon))
-    samples = [
-        100 * (sum(after[1].values()) - sum(before[1].values())) / (after[0] - before[0])
-        for before, after in pairwise(looks)
-    ]
-    (begun_s, first), (ended_s, last) = looks[0], looks[-1]
-    took_s = ended_s - begun_s
-    shares = {f"{kind}_percent": 100 * (last[kind] - first[kind]) / took_s for kind in last}
-    return Figure(
-        name="idle.cpu",
-        value=100 * (sum(last.values()) - sum(first.values())) / took_s,
-        unit="% of a core",
-        samples=samples,
-        target=CPU_TARGET,
-        details={**shares, "seconds": took_s},
-        settings=settings,
-    )
+    seconds = looks[-1][0] - looks[0][0]
+    for kind in ("all", *looks[0][1]):
+        samples = [_percent(kind, *pair) for pair in pairwise(looks)]
+        yield Figure(
+            name="idle.cpu" if kind == "all" else f"idle.cpu.{kind}",
+            value=_percent(kind, looks[0], looks[-1]),
+            unit="% of a core",
+            samples=samples,
+            target=CPU_TARGET if kind == "all" else None,
+            axes={"process": kind},
+            details={"seconds": seconds},
+            settings=settings,
+        )
 
 
-def _used(daemon: Daemon) -> tuple[float, dict[str, float]]:
+def _percent(kind: str, before: Look, after: Look) -> float:
+    """Of one core, between two looks."""
+    used_s = sum(after[1][name] - before[1][name] for name in after[1] if kind in ("all", name))
+    return 100 * used_s / (after[0] - before[0])
+
+
+def _used(daemon: Daemon) -> Look:
     """(now, CPU seconds by kind of process)."""
     used = daemon.cpu_s()
     used.pop("client")

@@ -1,8 +1,8 @@
 """One job at a time, from submit to result, beside what it cannot do without.
 
-A durable job waits for two commits (accepted, done) and travels client → broker → worker → broker → client: that is
-two round trips through a Python ROUTER, or one through the least broker. Echoes, commit and job take turns, so that all
-meet the same machine.
+`floor` is that: a durable job waits for two commits (accepted, done) and travels client → broker → worker → broker →
+client, which is two round trips through a Python ROUTER, or one through the least broker. Echoes, commit and job take
+turns, so that all meet the same machine.
 
 Taking turns, each finds caches cold and what the one before left to be done (history is written then). So all are also
 measured back to back, each in a row of its own.
@@ -30,7 +30,7 @@ RATIO_TARGET = Target(1.0, cores=4)
 COMMITS = {"fsync": 2, "memory": 0}
 """How many fsynced commits a job waits for. With `memory` its bound is two echoes alone."""
 
-PLOTS = (Plot("One job at a time", "part", "row", log_y=True),)
+PLOTS = (Plot("One job at a time, beside what it cannot do without", "part", "row"),)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +69,7 @@ class Samples(msgspec.Struct):
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
-    """`latency.<durability>.p50`, `.p99` and the ratios of p50 to its two floors; and the same back to back."""
+    """`latency.<durability>.floor`, `.p50`, `.p99`, the ratios of p50 to its two floors; and the same back to back."""
     for durability in ("running",) if where.running else size.durabilities:
         yield from _measure(size, where, durability)
 
@@ -120,18 +120,20 @@ def job_us(client: Client, service: str, payload_bytes: int) -> float:
 def _figures(name: str, runs: list[Samples], ratio_target: Target | None, settings: dict[str, Any]) -> Iterator[Figure]:
     commits = COMMITS.get(name.split(".")[1], 2)
     plus = f" + {commits} × commit" if commits else ""
+    floor = [run.floor(commits) for run in runs]
     details = {
         "echo_p50_us": median([median(run.echo) for run in runs]),
         "brokered_echo_p50_us": median([median(run.brokered) for run in runs]),
         "commit_p50_us": median([median(run.commit) for run in runs]),
-        "floor_us": median([run.floor(commits) for run in runs]),
+        "floor_us": median(floor),
         "brokered_floor_us": median([run.brokered_floor(commits) for run in runs]),
         "floors": f"2 × echo{plus}; brokered echo{plus}",
     }
     p50 = [median(run.job) for run in runs]
-    to_floor = [job / run.floor(commits) for job, run in zip(p50, runs, strict=True)]
+    to_floor = [job / least for job, least in zip(p50, floor, strict=True)]
     to_brokered = [job / run.brokered_floor(commits) for job, run in zip(p50, runs, strict=True)]
     row = name.removeprefix("latency.").replace(".back_to_back", ", back to back")
+    yield median_of(f"{name}.floor", "µs", floor, axes={"part": "floor", "row": row}, settings=settings)
     yield median_of(f"{name}.p50", "µs", p50, axes={"part": "p50", "row": row}, details=details, settings=settings)
     p99 = [percentile(run.job, 99) for run in runs]
     yield median_of(f"{name}.p99", "µs", p99, axes={"part": "p99", "row": row}, details=details, settings=settings)

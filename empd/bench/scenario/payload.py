@@ -40,6 +40,11 @@ COPIES_AT_ONCE = 4
 TARGET_BYTES = 64 * MIB
 BARE_TARGET = Target(0.5, at_least=True, cores=4)
 SOCKET_TARGET = Target(3.0, at_least=True, cores=4)
+UNTOUCHED_TARGET = Target(0.1)
+"""By how much a MiB more may cost the broker, as a part of what a copy of it costs this program: who copied it once, or
+read it once, would be at 1 or not far below."""
+
+COPIES = 5
 WAYS = ("bare_tmpfs", "volatile", "inline", "http", "bare_disk", "durable")
 PLOTS = (
     Plot("Payloads one way, checked", "payload_bytes", "way", {"of": "rate"}, log_x=True, log_y=True),
@@ -61,7 +66,8 @@ QUICK = Size(payloads=(64 * 1024 + 1, MIB, 16 * MIB, 64 * MIB), bytes_per_run=16
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
     """`payload.<way>.<bytes>` in MiB/s, the ratios of volatile blobs to the bare write and to the sockets, and what a
-    job costs the broker, in µs and by its slope."""
+    job costs the broker, in µs and by its slope, which is also told as a part of what one copy costs."""
+    copied_us: list[float] = []
     broker: list[tuple[float, float]] = []
     # Volatile blobs and sockets are compared where neither waits for a disk; each has a daemon of its own, so that what
     # one puts off (trimming of inline payloads) is not charged to the other.
@@ -79,6 +85,7 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
             if shutil.disk_usage(SHM).free < COPIES_AT_ONCE * payload_bytes:
                 continue  # a container's /dev/shm may be small; the figure is left out, never made of swapping
             ways = Ways(ends, os.urandom(payload_bytes), where.place)
+            copied_us = [_copied_us_per_mib(payload_bytes) for _ in range(COPIES)]
             count = max(1, min(size.count_max, size.bytes_per_run // payload_bytes))
             rates, broker_us = ways.measure(count, size.runs)
             broker.append((payload_bytes / MIB, median(broker_us)))
@@ -87,6 +94,17 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
     if len(broker) > 1:
         grown = slope(broker)
         yield Figure(name="payload.broker_cpu.slope", value=grown, unit="µs per MiB", samples=[grown])
+        ratio = grown / median(copied_us)
+        details = {"copy_us_per_mib": median(copied_us)}
+        name = "payload.broker_cpu.slope_to_copy"
+        yield Figure(name=name, value=ratio, unit="ratio", samples=[ratio], target=UNTOUCHED_TARGET, details=details)
+
+
+def _copied_us_per_mib(count: int) -> float:
+    source = b"x" * count
+    begun_s = time.perf_counter()
+    bytearray(source)
+    return (time.perf_counter() - begun_s) * 1e6 / (count / MIB)
 
 
 class Ways:

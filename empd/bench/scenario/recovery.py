@@ -16,7 +16,7 @@ import msgspec
 
 from empd.bench.assignments import Assignment, Assignments
 from empd.bench.daemon import Daemon, Where, mapping_of
-from empd.bench.figures import Figure, Target, median_of, percentile
+from empd.bench.figures import Figure, Plot, Target, median_of, percentile
 from empd.bench.running import BenchError, wait_until
 from empd.client import Client
 from empd.supervisor.restart import Policy
@@ -26,6 +26,7 @@ HEALTHY_S = Policy().healthy_s + 0.5
 """Ready for this long, a worker has its whole restart budget again."""
 
 LIMIT_S = 60.0
+PLOTS = (Plot("kill -9 of a worker to the next claim of its job", "killed", of_samples=True),)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +58,16 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
     claimed_ms = [claimed for claimed, _ in rounds]
     details = {"seen_by_a_subscriber_p50_ms": median([seen for _, seen in rounds])}
     settings = {**msgspec.to_builtins(size), "healthy_s": HEALTHY_S, "durability": "fsync"}
-    yield median_of("recovery.worker", "ms", claimed_ms, target=TARGET, details=details, settings=settings)
-    p99 = percentile(claimed_ms, 99)
+    axes = {"killed": "a worker", "share": 50}
+    yield median_of("recovery.worker", "ms", claimed_ms, target=TARGET, axes=axes, details=details, settings=settings)
     yield Figure(
-        name="recovery.worker.p99", value=p99, unit="ms", samples=claimed_ms, target=TARGET_P99, settings=settings
+        name="recovery.worker.p99",
+        value=percentile(claimed_ms, 99),
+        unit="ms",
+        samples=claimed_ms,
+        target=TARGET_P99,
+        axes={**axes, "share": 99},
+        settings=settings,
     )
 
 

@@ -11,9 +11,11 @@ from statistics import median
 import msgspec
 
 from empd.bench.daemon import Daemon, Where, as_installed, noop_mapping
-from empd.bench.figures import Figure, Target, median_of
+from empd.bench.figures import Figure, Plot, Target, median_of
 
 HELP_TARGET, READY_TARGET = Target(150.0, cores=4), Target(500.0, cores=4)
+
+PLOTS = (Plot("Start-up", "of"),)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,12 +37,15 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
         bare.append(_run_ms("-c", "pass"))
         answered.append(_run_ms("-m", "empd", "--help"))
     details = {"bare_interpreter_ms": median(bare)}
-    yield median_of("startup.help", "ms", answered, target=HELP_TARGET, details=details, settings=settings)
+    axes = {"of": "empd --help"}
+    yield median_of("startup.help", "ms", answered, target=HELP_TARGET, axes=axes, details=details, settings=settings)
     ready: list[float] = []
     for _ in range(size.starts):
         with Daemon(noop_mapping(), where.place) as daemon:
             ready.append(daemon.ready_s * 1e3)
-    yield median_of("startup.ready", "ms", ready, target=READY_TARGET, settings={**settings, "workers": 2})
+    axes = {"of": "empd run to READY"}
+    settings["workers"] = 2
+    yield median_of("startup.ready", "ms", ready, target=READY_TARGET, axes=axes, settings=settings)
 
 
 def _run_ms(*arguments: str) -> float:

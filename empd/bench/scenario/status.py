@@ -16,7 +16,7 @@ import msgspec
 
 from empd.bench import verdict
 from empd.bench.daemon import Where, noop_mapping
-from empd.bench.figures import Figure, Target, median_of, percentile
+from empd.bench.figures import Figure, Plot, Target, median_of, percentile
 from empd.bench.running import BenchError, Running
 from empd.bench.scenario.throughput import Load
 from empd.prctl import die_with_parent
@@ -24,6 +24,10 @@ from empd.prctl import die_with_parent
 POLLER_TIMEOUT_S = 60.0
 P99_TARGET = Target(25.0, cores=4)
 LOSS_TARGET = Target(5.0, cores=4)
+PLOTS = (
+    Plot("Answers of /v1/status under full load", "asked", of_samples=True),
+    Plot("Throughput without and with 10 requests/s", "requests"),
+)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +43,8 @@ QUICK = Size(pairs=6, jobs=30_000)
 
 
 def measure(size: Size, where: Where) -> Iterator[Figure]:
-    """`status.p50` and `.p99` in ms; `status.loss`, the loss of throughput in percent, and its upper bound."""
+    """`status.p50` and `.p99` in ms; `status.throughput.alone` and `.asked`, in jobs/s; `status.loss`, in percent,
+    and its upper bound."""
     rates: list[tuple[float, float]] = []
     times_ms: list[float] = []
     with where.daemon(noop_mapping()) as daemon, daemon.client() as client:
@@ -56,13 +61,23 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
                     by_polling[False] = load.run(size.jobs)
             rates.append((by_polling[False], by_polling[True]))
     settings = {**msgspec.to_builtins(size), "requests": len(times_ms)}
-    yield Figure(name="status.p50", value=percentile(times_ms, 50), unit="ms", samples=times_ms, settings=settings)
-    p99 = percentile(times_ms, 99)
-    yield Figure(name="status.p99", value=p99, unit="ms", samples=times_ms, target=P99_TARGET, settings=settings)
+    for percent, target in ((50, None), (99, P99_TARGET)):
+        yield Figure(
+            name=f"status.p{percent}",
+            value=percentile(times_ms, percent),
+            unit="ms",
+            samples=times_ms,
+            target=target,
+            axes={"asked": size.path, "share": percent},
+            settings=settings,
+        )
     losses = [100 * (1 - polled / alone) for alone, polled in rates]
     interval = verdict.of_pairs(rates)
     low, high = (100 * (1 - ratio) for ratio in (interval.high, interval.low))
     details = {"low_percent": low, "high_percent": high, "coverage": interval.coverage, "interval": interval.method}
+    for name, said, samples in zip(("alone", "asked"), ("none", "10 a second"), zip(*rates, strict=True), strict=True):
+        axes = {"requests": said}
+        yield median_of(f"status.throughput.{name}", "jobs/s", samples, axes=axes, settings=settings)
     yield median_of("status.loss", "%", losses, details=details, settings=settings)
     # The bound asks that the interval excludes a larger loss, so it is the interval's end that is compared.
     yield Figure(

@@ -81,12 +81,11 @@ def points(size: Size, running: bool = False) -> list[Point]:
     if size.matrix:
         return every
     usual = Point(durabilities[0], 2 if 2 in workers else workers[0], max(size.batches), size.payloads[0])
-    ends = (min(size.batches), max(size.batches))
 
     def is_wanted(one: Point) -> bool:
         varied = sum(mine != theirs for mine, theirs in zip(one, usual, strict=True))
-        both = one.batch in ends and one[1] == usual[1] and one[3] == usual[3]  # each durability, at both ends of batch
-        return varied <= 1 or both
+        by_batch = one[1] == usual[1] and one[3] == usual[3]  # each durability with each batch
+        return varied <= 1 or by_batch
 
     return [one for one in every if is_wanted(one)]
 

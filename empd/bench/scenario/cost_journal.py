@@ -1,0 +1,84 @@
+"""Of what a job costs the broker: what its journal takes.
+
+The daemon's own rows, seen as they are committed, are appended and committed again by this process, in as many
+commits, to a journal of its own on the same disk. Trimming is not in it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from empd.bench.running import BenchError, Running, wait_until
+from empd.errors import EmpdError
+from empd.store.journal import Row, SqliteJournal
+from empd.wire.frames import Reset
+
+RESERVE_BYTES = 1 << 20
+
+
+class Written:
+    """The rows that a daemon commits from now on, read by a client and a thread of their own."""
+
+    def __init__(self, daemon: Running) -> None:
+        self._daemon = daemon
+        self._rows: list[Row] = []
+        self._gaps = 0
+
+    def __enter__(self) -> Self:
+        self._client = self._daemon.client()
+        journal = self._client.status()["journal"]
+        self._from_seq = journal["last_seq"] + 1
+        self._commits = journal["commits"]
+        self._thread = threading.Thread(target=self._read, name="written", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            for frame in self._client.subscribe("bench", self._from_seq):
+                if isinstance(frame, Reset):
+                    self._gaps += 1
+                else:
+                    self._rows += [Row(*row) for row in frame.rows]
+        except EmpdError:
+            return  # the client was closed, which is how this thread is ended
+
+    def so_far(self) -> tuple[list[Row], int]:
+        """(the rows until now, in how many commits). Raises BenchError when some were trimmed before they came."""
+        with self._daemon.client() as client:
+            journal = client.status()["journal"]
+        wait_until(lambda: self._gaps or (self._rows and self._rows[-1].seq >= journal["last_seq"]), "all rows")
+        if self._gaps:
+            raise BenchError("the journal was trimmed before its rows were read")
+        return list(self._rows), journal["commits"] - self._commits
+
+
+def journal_us(daemon: Running, place: str, run: Callable[[int], object], jobs: int, runs: int) -> list[float]:
+    """µs of CPU for each of the jobs that `run` has done, one for each of `runs`."""
+    with Written(daemon) as written:
+        run(jobs)
+        rows, commits = written.so_far()
+    return [_again_s(rows, commits, place) * 1e6 / jobs for _ in range(runs)]
+
+
+def _again_s(rows: Sequence[Row], commits: int, place: str) -> float:
+    each = -(-len(rows) // max(commits, 1))
+    numbered = [row._replace(seq=seq) for seq, row in enumerate(rows, 1)]
+    with tempfile.TemporaryDirectory(prefix="empd-bench-", dir=place) as directory:
+        journal = SqliteJournal.open(Path(directory) / "journal.db", durability="fsync", reserve_bytes=RESERVE_BYTES)
+        begun_s = time.thread_time()
+        for start in range(0, len(numbered), each):
+            journal.append(numbered[start : start + each])
+            journal.commit()
+        used_s = time.thread_time() - begun_s
+        journal.close()
+    return used_s
