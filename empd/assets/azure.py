@@ -31,17 +31,17 @@ from azure.storage.blob import BlobBlock, ContentSettings
 from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient, ExponentialRetry
 
 from empd.asset import AssetFailed
-from empd.assets.content import Intake
+from empd.assets.content import Block, Intake
 from empd.assets.naming import Mark, Naming, epoch_of
 from empd.assets.store import Request, Stored, check_rival, is_leftover
 from empd.errors import FailureClass
-from empd.media import HEAD_BYTES, media_type
+from empd.media import media_type
 
 BLOCK_BYTES = 8 << 20
 """What is sent in one request, and content up to this in a single one: each has a cost of its own, here and there."""
 
 BLOCKS_AT_ONCE = 5
-"""The one being read among them: with BLOCK_BYTES, the memory that an upload takes."""
+"""The one being read among them: with BLOCK_BYTES, the memory that an upload takes, if it has the room to itself."""
 
 BLOCKS_MAX = 50_000
 CONTESTED_MAX = 10
@@ -140,15 +140,10 @@ class AzureStore:
     async def put(self, intake: Intake, request: Request) -> Stored:
         """See Store.put."""
         first = await intake.block(BLOCK_BYTES)
-        whole = len(first) < BLOCK_BYTES
-        kind = media_type(first if whole else first[:HEAD_BYTES], whole)
+        kind = media_type(first.data, intake.ended)
+        put = self._put_small if intake.ended else self._put_large
         try:
-            if whole:
-                name = await self._put_small(first, kind, intake, request)
-            else:
-                block = _Block(first)
-                del first  # 8 MiB, once it is sent
-                name = await self._put_large(block, kind, intake, request)
+            name = await put(first, kind, intake, request)
         except AzureError as error:
             raise self._failure(error) from error
         url = self._container.get_blob_client(name).url.partition("?")[0]
@@ -204,11 +199,12 @@ class AzureStore:
 
     # --- one block ---------------------------------------------------------------------------------------------------
 
-    async def _put_small(self, data: memoryview, kind: str, intake: Intake, request: Request) -> str:
+    async def _put_small(self, block: Block, kind: str, intake: Intake, request: Request) -> str:
         name = request.naming.final(request.output, intake.sha256, kind, request.hint)
         blob = self._container.get_blob_client(name)
         settings, metadata = _settings(kind, request), _metadata(request, intake)
-        content = bytes(data)  # other buffers would be taken for streams
+        content = bytes(block.data)  # other buffers would be taken for streams
+        block.data = memoryview(b"")  # what it has of the room is the copy's
 
         async def write(condition: Mapping[str, Any]) -> None:
             await blob.upload_blob(content, overwrite=True, content_settings=settings, metadata=metadata, **condition)
@@ -240,7 +236,7 @@ class AzureStore:
 
     # --- many blocks -------------------------------------------------------------------------------------------------
 
-    async def _put_large(self, first: _Block, kind: str, intake: Intake, request: Request) -> str:
+    async def _put_large(self, first: Block, kind: str, intake: Intake, request: Request) -> str:
         begun = self._container.get_blob_client(request.naming.begun(request.output, request.number))
         blocks = await self._stage(begun, first, intake)
         name = request.naming.final(request.output, intake.sha256, kind, request.hint)
@@ -259,29 +255,29 @@ class AzureStore:
                 await begun.delete_blob()
         return name
 
-    async def _stage(self, blob: BlobClient, first: _Block, intake: Intake) -> list[BlobBlock]:
+    async def _stage(self, blob: BlobClient, first: Block, intake: Intake) -> list[BlobBlock]:
         blocks: list[BlobBlock] = []
         free = asyncio.Semaphore(BLOCKS_AT_ONCE - 1)
 
-        async def send(block_id: str, block: _Block) -> None:
-            body: Any = block  # it takes asynchronous iterables, and does not say so
-            await blob.stage_block(block_id, body, block.size_bytes)
+        async def send(block_id: str, block: Block) -> None:
+            body: Any = _Body(block)  # it takes asynchronous iterables, and does not say so
+            await blob.stage_block(block_id, body, len(block.data))
             block.drop()
             free.release()
 
         block = first
         try:
             async with asyncio.TaskGroup() as sending:
-                while block.size_bytes:
+                while block.data:
                     if len(blocks) == BLOCKS_MAX:
-                        reason = f"an asset has at most {BLOCKS_MAX * BLOCK_BYTES} bytes"
+                        reason = f"an asset has at most {BLOCKS_MAX} blocks of up to {BLOCK_BYTES} bytes"
                         raise AssetFailed(FailureClass.INVALID_INPUT, reason, retry=False)
                     blocks.append(BlobBlock(f"{len(blocks):06d}"))
                     sending.create_task(send(blocks[-1].id, block))
-                    if block.size_bytes < BLOCK_BYTES:
+                    if intake.ended:
                         break
                     await free.acquire()
-                    block = _Block(await intake.block(BLOCK_BYTES))
+                    block = await intake.block(BLOCK_BYTES)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         return blocks
@@ -317,26 +313,24 @@ class AzureStore:
         return AssetFailed(failure, reason, upstream=True, retry_after_s=_RETRY_AFTER_S)
 
 
-class _Block:
+class _Body:
     """One block as a request's body, in pieces: in one piece aiohttp would copy it behind the request's head, and TLS
     encrypt it as a whole. With a method `read` the client would take it for a file that it cannot rewind, and try once.
+
+    The client holds on to its requests for a while; so this holds on to no bytes of its own.
     """
 
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self.size_bytes = len(data)
+    def __init__(self, block: Block) -> None:
+        self._block = block
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        for start in range(0, self.size_bytes, _PIECE_BYTES):
-            yield self._data[start : start + _PIECE_BYTES]
+        data = self._block.data
+        for start in range(0, len(data), _PIECE_BYTES):
+            yield data[start : start + _PIECE_BYTES]
 
     def __deepcopy__(self, memo: object) -> Self:
         """Itself: the client keeps a copy of every request that it repeats."""
         return self
-
-    def drop(self) -> None:
-        """Lets go of the bytes; the client holds on to its requests for a while."""
-        self._data = memoryview(b"")
 
 
 async def _copy(source: BlobClient, target: BlobClient, condition: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import BinaryIO, Protocol
 
 from empd.asset import AssetContent, AssetFailed
+from empd.assets.room import Room, Share
 from empd.errors import FailureClass
 
 BLOCK_BYTES = 2 << 20
@@ -22,6 +23,9 @@ BLOCK_BYTES = 2 << 20
 _DATA_URL = re.compile(r"data:([^,]*?)(;base64)?,", re.IGNORECASE)
 _SMALL_BYTES = 256 * 1024
 """Less than this is not worth a thread."""
+
+_LATER_BYTES_MIN = 1 << 20
+"""A store takes only so many blocks, so they are not made too small."""
 
 
 class Source(Protocol):
@@ -94,59 +98,112 @@ class Stream:
         """The stream belongs to whoever gave it."""
 
 
-class Intake:
-    """Content taken in blocks. `size_bytes` and `sha256` are of what was taken so far."""
+class Block:
+    """A part of the content."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, data: memoryview, share: Share) -> None:
+        self.data = data
+        self._share = share
+
+    def drop(self) -> None:
+        """Nobody needs it any more; its memory is for others."""
+        self.data = memoryview(b"")
+        self._share.give_all()
+
+
+class Intake:
+    """Content taken in blocks, whose memory comes out of a room that others use too.
+
+    `size_bytes` and `sha256` are of what was taken so far; `ended`: that is all. Who has used a block drops it.
+    """
+
+    def __init__(self, source: Source, room: Room) -> None:
         self._source = source
+        self._room = room
+        self._blocks: list[Block] = []
         self._hash = hashlib.sha256()
         self.size_bytes = 0
+        self.ended = False
 
     @property
     def sha256(self) -> str:
         """64 hex digits."""
         return self._hash.hexdigest()
 
-    async def block(self, count: int = BLOCK_BYTES) -> memoryview:
-        """The next `count` bytes; fewer only at the end."""
-        # Room is made here: what a thread allocates to read into, it keeps. Little at first: most content is small.
-        room, have = bytearray(count if self.size_bytes else min(count, _SMALL_BYTES)), 0
-        while (have := await self._fill(room, have)) == len(room) < count:
-            begun, room = room, bytearray(min(2 * len(room), count))
-            room[:have] = begun
-        data = memoryview(room)[:have]
+    async def block(self, count: int = BLOCK_BYTES) -> Block:
+        """The next `count` bytes: fewer at the end, and later than the first also where others need the room."""
+        share = Share(self._room)
+        try:
+            # The memory is got here: what a thread allocates to read into, it keeps.
+            buffer, have = await (self._later(share, count) if self.size_bytes else self._first(share, count))
+            self.ended = have < len(buffer)
+            if 2 * have < len(buffer):
+                buffer = buffer[:have]
+            share.keep(len(buffer))
+            data = memoryview(buffer)[:have]
+            if have < _SMALL_BYTES:
+                self._hash.update(data)
+            else:
+                await asyncio.to_thread(self._hash.update, data)
+        except BaseException:  # raised again
+            share.give_all()
+            raise
         self.size_bytes += have
-        if have < _SMALL_BYTES:
-            self._hash.update(data)
-        else:
-            await asyncio.to_thread(self._hash.update, data)
-        return data
+        block = Block(data, share)
+        self._blocks = [earlier for earlier in self._blocks if earlier.data] + [block]
+        return block
 
-    async def _fill(self, room: bytearray, have: int) -> int:
-        view = memoryview(room)
+    async def _first(self, share: Share, count: int) -> tuple[bytearray, int]:
+        """Little memory to begin with: most content is small, and the rest may come slowly."""
+        size, have = min(count, _SMALL_BYTES), 0
+        await share.take(size)
+        buffer = bytearray(size)
+        while (have := await self._fill(buffer, have)) == len(buffer) < count:
+            size = min(2 * len(buffer), count)
+            if not share.take_now(size):
+                await share.take_spare()
+                size = count
+            begun, buffer = buffer, bytearray(size)
+            buffer[:have] = begun
+            del begun
+            share.keep(0 if share.is_spare else size)
+        return buffer, have
+
+    async def _later(self, share: Share, count: int) -> tuple[bytearray, int]:
+        size = min(count, _LATER_BYTES_MIN)
+        await share.take(size)
+        while size < count and share.take_now(more := min(size, count - size)):
+            size += more
+        buffer = bytearray(size)
+        return buffer, await self._fill(buffer, 0)
+
+    async def _fill(self, buffer: bytearray, have: int) -> int:
+        view = memoryview(buffer)
         while have < len(view) and (count := await self._source.fill(view[have:])):
             have += count
         return have
 
     def close(self) -> None:
-        """Closes the source."""
+        """Closes the source; no block is used any more."""
+        for block in self._blocks:
+            block.drop()
         self._source.close()
 
 
-async def take(content: AssetContent) -> Intake:
-    """Opens content. Raises AssetFailed when it is no content: broken base64, no regular file, a wrong type."""
+async def take(content: AssetContent, room: Room) -> Intake:
+    """Opens content, to be read into `room`. Raises AssetFailed: broken base64, no regular file, a wrong type."""
     if isinstance(content, (bytes, bytearray, memoryview)):
-        return Intake(Memory(content))
+        return Intake(Memory(content), room)
     if isinstance(content, str):
         if len(content) < _SMALL_BYTES:
-            return Intake(Memory(decode_text(content)))
-        return Intake(Memory(await asyncio.to_thread(decode_text, content)))
+            return Intake(Memory(decode_text(content)), room)
+        return Intake(Memory(await asyncio.to_thread(decode_text, content)), room)
     if isinstance(content, os.PathLike):
-        return Intake(File(await asyncio.to_thread(_open, content), owned=True))
+        return Intake(File(await asyncio.to_thread(_open, content), owned=True), room)
     if isinstance(content, AsyncIterable):
-        return Intake(Stream(content))
+        return Intake(Stream(content), room)
     if hasattr(content, "read"):
-        return Intake(File(content, owned=False))
+        return Intake(File(content, owned=False), room)
     raise AssetFailed(FailureClass.INTERNAL, f"a {type(content).__name__} cannot be saved as an asset", retry=False)
 
 

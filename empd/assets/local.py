@@ -28,12 +28,12 @@ import msgspec
 
 from empd import clock
 from empd.asset import AssetFailed
-from empd.assets.content import BLOCK_BYTES, Intake
+from empd.assets.content import Block, Intake
 from empd.assets.naming import Mark, Naming, epoch_of
 from empd.assets.notes import NOTES
 from empd.assets.store import Request, Stored, check_rival, is_leftover
 from empd.errors import FailureClass
-from empd.media import HEAD_BYTES, media_type
+from empd.media import media_type
 
 URL_PREFIX = "/v1/assets/"
 PARTS = ".parts"
@@ -73,16 +73,14 @@ class LocalStore:
         """See Store.put."""
         part = self._parts / secrets.token_hex(16)
         try:
-            first = await intake.block()
+            block = await intake.block()
+            kind = media_type(block.data, intake.ended)
             fd = await self._in_thread(functools.partial(self._begin, part))
             try:
-                await self._write(fd, first, intake)
+                await self._write(fd, block, intake)
                 await self._in_thread(functools.partial(os.fsync, fd))
             finally:
                 os.close(fd)
-            kind = media_type(
-                first[:HEAD_BYTES] if intake.size_bytes > BLOCK_BYTES else first, len(first) == intake.size_bytes
-            )
             name = request.naming.final(request.output, intake.sha256, kind, request.hint)
             mark = request.naming.mark._replace(output=request.output)
             fields = {**request.metadata, **mark.fields(), "empd_sha256": intake.sha256}
@@ -137,14 +135,15 @@ class LocalStore:
             self._parts.mkdir(mode=0o700, parents=True, exist_ok=True)
             return os.open(part, flags, 0o640)
 
-    async def _write(self, fd: int, block: memoryview, intake: Intake) -> None:
+    async def _write(self, fd: int, block: Block, intake: Intake) -> None:
         checked_at = 0
-        while block:
+        while block.data:
             if intake.size_bytes - checked_at >= _CHECK_BYTES:
                 checked_at = intake.size_bytes
-                await self._in_thread(functools.partial(self._check_room, len(block)))
-            await self._in_thread(functools.partial(_write_all, fd, block))
-            if len(block) < BLOCK_BYTES:
+                await self._in_thread(functools.partial(self._check_room, len(block.data)))
+            await self._in_thread(functools.partial(_write_all, fd, block.data))
+            block.drop()
+            if intake.ended:
                 break
             block = await intake.block()
 

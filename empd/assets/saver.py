@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from empd.asset import AssetConfig, AssetContent, AssetFailed, AssetRef
-from empd.assets.content import BLOCK_BYTES, Intake, take
+from empd.assets.content import Intake, take
 from empd.assets.local import LocalStore
 from empd.assets.naming import Mark, Naming, clean_file, clean_folder, join
+from empd.assets.room import Room
 from empd.assets.store import Request, Store
 from empd.errors import FailureClass
-from empd.media import HEAD_BYTES, media_type
+from empd.media import media_type
 
 if TYPE_CHECKING:
     from empd.assets.cdn import Cdn
@@ -35,12 +36,16 @@ class Wishes(NamedTuple):
 
 
 class Saver:
-    """The assets of one service: where they go, how they are called. Opens its store for the first that is saved."""
+    """The assets of one service: where they go, how they are called. Opens its store for the first that is saved.
 
-    def __init__(self, config: AssetConfig, root: Path, free_bytes_min: int) -> None:
+    `room` is the memory of what is on its way, also for the other services of a worker.
+    """
+
+    def __init__(self, config: AssetConfig, root: Path, free_bytes_min: int, room: Room | None = None) -> None:
         self.config = config
         self.root = root
         self._free_bytes_min = free_bytes_min
+        self.room = room or Room()
         self._cdn: Cdn | None = None
         self._opening = asyncio.Lock()
         self._opened = False
@@ -147,7 +152,7 @@ class JobAssets:
         for key in given:
             if not _METADATA_NAME.fullmatch(key):
                 raise AssetFailed(FailureClass.INTERNAL, f"metadata {key!r} is not an identifier", retry=False)
-        intake = await take(content)
+        intake = await take(content, self._saver.room)
         try:
             if not self.keeps:
                 return await self._measure(intake, output, name)
@@ -185,11 +190,11 @@ class JobAssets:
         return sum(removed)
 
     async def _measure(self, intake: Intake, output: int, hint: str) -> AssetRef:
-        first = block = await intake.block()
-        while len(block) == BLOCK_BYTES:
-            block = await intake.block()
-        whole = len(first) == intake.size_bytes
-        kind = media_type(first if whole else first[:HEAD_BYTES], whole)
+        block = await intake.block()
+        kind = media_type(block.data, intake.ended)
+        block.drop()
+        while not intake.ended:
+            (await intake.block()).drop()
         name = self.naming.final(output, intake.sha256, kind, hint)
         return AssetRef(name=name, media_type=kind, size_bytes=intake.size_bytes, sha256=intake.sha256, output=output)
 

@@ -10,6 +10,7 @@ from typing import Any
 from empd.asset import AssetConfig, AssetContent, AssetFailed, AssetRef
 from empd.assets.naming import Mark
 from empd.assets.notes import Held, Note, hold
+from empd.assets.room import Room
 from empd.assets.saver import JobAssets, Saver
 from empd.connectors.context import Context
 from empd.connectors.failures import describe
@@ -27,12 +28,14 @@ class Storage:
     well again. Services that save nothing never hear of it.
     """
 
-    def __init__(self, service: str, config: AssetConfig, root: Path, free_bytes_min: int, log: Log) -> None:
+    def __init__(
+        self, service: str, config: AssetConfig, root: Path, free_bytes_min: int, log: Log, room: Room | None = None
+    ) -> None:
         log.redact.learn(config.secrets)
         self.on_failure: Callable[[], None] = lambda: None
         self.service = service
         self.log = log
-        self.saver = Saver(config, root, free_bytes_min)
+        self.saver = Saver(config, root, free_bytes_min, room)
         self._failing = False
 
     def attempt(self, context: Context) -> AttemptAssets:

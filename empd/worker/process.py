@@ -19,6 +19,7 @@ import msgspec
 import uvloop
 import zmq
 
+from empd.assets.room import Room
 from empd.connectors.base import Site
 from empd.connectors.context import JobDetails
 from empd.connectors.meters import Meters
@@ -84,6 +85,7 @@ class Worker:
             pid=os.getpid(),
         )
         self._environ = environ
+        self._assets_room = Room()
         self._routes: dict[str, str] = self._kind.routes()
         self._details: dict[bytes, tuple[Hosted | None, JobDetails]] = {}
         self._welcomed = False
@@ -157,7 +159,7 @@ class Worker:
             metrics=Meters(),
         )
         config, settings = child.mapping.asset_config(name), self._settings
-        storage = Storage(name, config, settings.assets_dir, settings.disk_free_min_bytes, self._log)
+        storage = Storage(name, config, settings.assets_dir, settings.disk_free_min_bytes, self._log, self._assets_room)
         port = Port(self._requests, self._reporter, arena, self._activities.moved, storage)
         hosted = self._hosted(name, plan, site, port)
         hosted.registered = Registered(self._settings.runtime_dir, name, child.name, child.device)

@@ -235,6 +235,24 @@ def test_a_large_file_takes_the_memory_of_a_few_blocks(azurite: Azurite, tmp_pat
     assert peak_bytes < UPLOAD_BYTES_MAX < 64 << 20
 
 
+def test_many_files_at_once_take_no_more(azurite: Azurite, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(3 * azure.BLOCK_BYTES)
+
+    async def at_once() -> set[int]:
+        saver = Saver(AssetConfig(**azurite.store("many")), Path(), 0)
+        try:
+            jobs = [saver.bind(MARK._replace(job_id=number), None) for number in range(6)]
+            return {ref.size_bytes for ref in await asyncio.gather(*(job.save(path) for job in jobs))}
+        finally:
+            await saver.close()
+
+    sizes, peak_bytes = asyncio.run(traced(at_once()))
+    assert sizes == {3 * azure.BLOCK_BYTES}
+    assert peak_bytes < 64 << 20
+
+
 def test_each_block_lies_where_it_belongs(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(azure, "BLOCK_BYTES", 300_000)
     monkeypatch.setattr(azure, "_PIECE_BYTES", 70_000)
