@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon_journal import completions
 
 from empd import Client
 from empd.errors import JobDead
-from empd.job import Outcome
-from empd.queue.rows import Kind, decode_body
-from empd.wire.frames import Reset
 from tests.box import Box, mapping_of, service, wait_until
 
 ROUNDS = 25
@@ -38,19 +36,6 @@ def chaos_mapping() -> dict[str, Any]:
         counted=service("PythonConnector", worker={"instances": 2}, api_config={"callable": "tasks:counted"}),
         poison=service("PythonConnector", api_config={"callable": "tasks:poison"}),
     )
-
-
-def completions(client: Client, expected: int) -> Counter[int]:
-    """Job → how often the journal says that it ended other than as a dead letter."""
-    ended: Counter[int] = Counter()
-    for frame in client.subscribe("", 1, [Kind.RESULTS]):
-        assert not isinstance(frame, Reset), "the journal of a short test is not trimmed"
-        for _, _, kind, _, body in frame.rows:
-            for group in decode_body(kind, body).groups:
-                ended.update(job.id for job in group.jobs if job.outcome != Outcome.DEAD)
-        if sum(ended.values()) >= expected:
-            return ended
-    raise AssertionError("the stream ended")
 
 
 def workers_of(daemon: Box) -> list[str]:
@@ -105,7 +90,7 @@ def test_whatever_dies_every_job_ends_once(box: Callable[..., Box], tmp_path: Pa
             handle.result(90)
         accepted = {handle.number for handle in [*handles, *counted]}
         assert len(accepted) == len(handles) + len(counted)
-        ended = completions(client, len(accepted))
+        ended = completions(client)
         assert set(ended) == accepted
         assert set(ended.values()) == {1}
         executions = Counter(lines.read_text().split())
