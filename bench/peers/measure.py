@@ -68,7 +68,7 @@ def measure(peer: Peer, size: Size) -> Iterator[Figure]:
     yield _figure(peer, "throughput", "jobs/s", [count / echo(peer, payloads_of(count)) for _ in range(size.runs)])
     alone_ms = repeated(lambda: echo(peer, payloads_of(1)) * 1e3, size.alone, size.part_s)
     yield _figure(peer, "latency", "ms", alone_ms)
-    yield _figure(peer, "latency_p99", "ms", alone_ms, percentile(alone_ms, 99))
+    yield _figure(peer, "latency_p99", "ms", alone_ms, percentile(alone_ms, 99), statistic="p99")
     large = os.urandom(peer.large_bytes)
     rates = repeated(lambda: 2 * len(large) / MIB / echo(peer, [large]), size.large, size.part_s)
     yield _figure(peer, "payload", "MiB/s", rates)
@@ -105,7 +105,11 @@ def measure_recovery(start: Callable[[], AbstractContextManager[Peer]], size: Si
             again_s = _start_again_s(peer, limit_s)
         again = again_s is not None
         samples_ms.append((limit_s if again_s is None else again_s) * 1e3)
-    yield _figure(peer, "recovery", "ms", samples_ms, samples_ms[-1] if not again else None, details={"again": again})
+    if again:
+        yield _figure(peer, "recovery", "ms", samples_ms, details={"again": True})
+    else:
+        last_ms = samples_ms[-1]
+        yield _figure(peer, "recovery", "ms", samples_ms, last_ms, statistic="limit", details={"again": False})
 
 
 def _start_again_s(peer: Peer, limit_s: float) -> float | None:

@@ -21,6 +21,9 @@ from empd.bench.verdict import Ratio, of_lists, of_pairs
 
 PAIRS_MIN = 5
 RUN_TIMEOUT_S = 3600.0
+OF_A_RUN = ("load_before", "empd", "commit")
+"""What may differ between two files that are compared."""
+
 HARNESS = ("empd/bench",)
 """What is taken from here for both commits, so that the same program measures them."""
 
@@ -50,14 +53,30 @@ def read(path: Path) -> dict[str, Line]:
 
 
 def files(before: Mapping[str, Line], after: Mapping[str, Line]) -> list[Comparison]:
-    """Every figure that both have, by their runs. Those with a sample at or below zero (slopes) have no ratio."""
+    """Every figure that both have, by their runs. Those with a sample at or below zero (slopes) have no ratio, and of
+    those that are a percentile of all samples these do not say how sure it is. Raises BenchError where nothing is
+    left."""
     found = []
     for name, line in before.items():
-        if name in after and min(*line["samples"], *after[name]["samples"], 1) > 0:
+        if name in after and is_typical(line) and min(*line["samples"], *after[name]["samples"], 1) > 0:
             ratio = of_lists(line["samples"], after[name]["samples"])
             verdict = ratio.verdict(line["more_is_better"])
             found.append(Comparison(name, line["unit"], line["value"], after[name]["value"], ratio, verdict))
+    if not found:
+        raise BenchError("the two have no figures in common that can be compared")
     return found
+
+
+def is_typical(line: Line) -> bool:
+    """The value is what the samples are about."""
+    return line.get("statistic", "median") in ("median", "mean")
+
+
+def differences(before: Mapping[str, Line], after: Mapping[str, Line]) -> list[str]:
+    """How the machines and sizes of two files differ, in words: what a ratio may come from beside the program."""
+    first, second = (next(iter(lines.values()))["machine"] for lines in (before, after))
+    names = [name for name in first if name not in OF_A_RUN and first[name] != second.get(name)]
+    return [f"{name}: A {first[name]}, B {second.get(name)}" for name in names]
 
 
 def pairs(runs: list[tuple[dict[str, Line], dict[str, Line]]]) -> list[Comparison]:

@@ -35,14 +35,15 @@ class Target(NamedTuple):
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the report. `value` is what the target is compared with, usually the median of `samples`, one for
-    each run. `axes` say where it stands in a plot, `details` are measured beside it, `settings` are how it was
-    measured."""
+    """One line of the report. `value` is what the target is compared with: the median of `samples`, one for each run,
+    or what else `statistic` says. `axes` say where it stands in a plot, `details` are measured beside it, `settings`
+    are how it was measured."""
 
     name: str
     value: float
     unit: str
     samples: Sequence[float]
+    statistic: str = "median"
     target: Target | None = None
     axes: Mapping[str, Any] = {}
     settings: Mapping[str, Any] = {}
@@ -66,6 +67,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
             "bound": None if target is None else str(target),
             "verdict": None if target is None else target.verdict(self.value, cores),
             "runs": len(self.samples),
+            "statistic": self.statistic,
             "min": rounded(min(self.samples)),
             "median": rounded(statistics.median(self.samples)),
             "max": rounded(max(self.samples)),

@@ -95,12 +95,20 @@ def percentiles(title: str, curves: Mapping[str, Sequence[tuple[float, float]]])
     return _svg(title, paint, HEIGHT_IN)
 
 
-def _svg(title: str, paint: Callable[[Any], None], height_in: float) -> str:
+def check() -> None:
+    """Raises BenchError where matplotlib is missing."""
     try:
         import matplotlib as mpl
-        from matplotlib.figure import Figure
     except ImportError:
         raise BenchError("a report's plots need matplotlib: pip install 'empd[report]'") from None
+    assert mpl
+
+
+def _svg(title: str, paint: Callable[[Any], None], height_in: float) -> str:
+    check()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         axes = figure.add_subplot()

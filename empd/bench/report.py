@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 from empd.bench import plots, tables
 from empd.bench.figures import Scenario, shown
 from empd.bench.peers import PEERS
+from empd.bench.running import BenchError
 from empd.bench.scenarios import SCENARIOS
 from empd.bench.tables import Table
 
@@ -69,8 +71,11 @@ var(--dim); } pre { white-space: pre-wrap; font-size: .78rem; background: var(--
 
 
 def write(lines: Sequence[Line], into: Path) -> Path:
-    """Writes `index.html` and an SVG for each plot; returns the page. Raises BenchError where matplotlib is missing."""
-    into.mkdir(parents=True, exist_ok=True)
+    """Writes `index.html` and an SVG for each plot; returns the page. Raises BenchError without any lines, and as
+    `check` does."""
+    if not lines:
+        raise BenchError("there are no figures to report")
+    check(into)
     parts = []
     for section in (*SCENARIOS.values(), PEERS):
         mine = [line for line in lines if line["scenario"] == section.name]
@@ -83,6 +88,17 @@ def write(lines: Sequence[Line], into: Path) -> Path:
     page = into / "index.html"
     page.write_text(_page(lines, parts), "utf-8")
     return page
+
+
+def check(into: Path) -> None:
+    """Makes the directory. Raises BenchError where it cannot be written, or matplotlib is missing."""
+    plots.check()
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"no report can be written to {into}: {error.strerror}") from None
+    if not os.access(into, os.W_OK):
+        raise BenchError(f"no report can be written to {into}: it is not writable")
 
 
 def _plots(section: Scenario, lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
@@ -184,12 +200,18 @@ def _table(lines: Sequence[Line], linked: bool = False) -> str:
     head = "<th>figure</th><th class=n>value</th><th></th><th class=n>least … greatest</th><th class=n>samples</th>"
     rows = [
         f"<td class=name>{_name(line, linked)}</td><td class=n>{shown(line['value'])}</td><td>{line['unit']}</td>"
-        f"<td class=n>{shown(line['min'])} … {shown(line['max'])}</td><td class=n>{line['runs']}</td>"
+        f"<td class=n>{shown(line['min'])} … {shown(line['max'])}</td><td class=n>{_samples(line)}</td>"
         f"<td class=n>{line['bound'] or ''}</td><td>{_verdict(line['verdict'])}</td>"
         for line in lines
     ]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<div class=scroll><table><tr>{head}<th class=n>bound</th><th>verdict</th></tr>{body}</table></div>"
+
+
+def _samples(line: Line) -> str:
+    """How many, and what of them the value is where that is not the median."""
+    statistic = line.get("statistic", "median")  # lines of before have none
+    return str(line["runs"]) if statistic == "median" else f"{line['runs']} ({statistic})"
 
 
 def _name(line: Line, linked: bool) -> str:

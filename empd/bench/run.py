@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from empd.bench import machine
+from empd.bench import histogram, machine
 from empd.bench.daemon import PLACE, Where
 from empd.bench.figures import Scenario
 from empd.bench.running import BenchError, Running
 from empd.bench.scenarios import SCENARIOS
 
 Line = dict[str, Any]
+CONNECT_TIMEOUT_S = 5.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +58,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(size, **changes)
 
 
+def check(plan: Plan) -> None:
+    """Raises BenchError for what would otherwise end a run after minutes: a scenario that is not, a package that is not
+    installed, a daemon that does not answer or does not know the service."""
+    chosen = plan.chosen()
+    if any(scenario.name == "load" for scenario in chosen):
+        histogram.of(())
+    if plan.endpoint:
+        with Running(plan.endpoint, plan.service).client(connect_timeout_s=CONNECT_TIMEOUT_S) as client:
+            services = client.status()["services"]
+        if plan.service not in services:
+            raise BenchError(f"no service {plan.service!r} there; --service takes one of {', '.join(services)}")
+
+
 def run(plan: Plan, begins: Callable[[Scenario], None] = lambda _: None) -> Iterator[Line]:
     """Measures; tells `begins` of each scenario before it starts. Raises BenchError when one cannot be measured."""
+    check(plan)
     where = Where(plan.place, Running(plan.endpoint, plan.service) if plan.endpoint else None)
     described = {**machine.describe(plan.place), "quick": plan.quick, "endpoint": plan.endpoint}
     for scenario in plan.chosen():

@@ -53,7 +53,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--service", default="noop", show_default=True, help="With --endpoint: its service that does nothing.")
 @quick_option
 @click.option("--runs", type=click.IntRange(1), metavar="N", help="Runs of each figure.  [default: the scenario's]")
-@click.option("--matrix", is_flag=True, help="Throughput in every combination of its axes.")
+@click.option("--matrix", is_flag=True, help="Throughput in all 81 combinations of its axes: half an hour more.")
 @click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write JSON lines here; `-`: to stdout.")
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), help="Write plots and a page of HTML here.")
 @place_option
@@ -63,7 +63,8 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def bench(context: click.Context, /, **given: Any) -> int:
     """Measure daemons of this command's own, or a running one; each figure beside its bound.
 
-    Every line says how and where it was measured, so that files can be compared later.
+    All scenarios take about 20 minutes, with --quick 4; -s takes some of them. Close what else runs. Lines say how and
+    where they were measured, so that files can be compared later; what is measured when it is interrupted is shown.
     """
     if context.invoked_subcommand is not None:
         return ExitCode.OK
@@ -71,15 +72,20 @@ def bench(context: click.Context, /, **given: Any) -> int:
     report: Path | None = given.pop("report")
     strict: bool = given.pop("strict")
     plan = _plan(**given)
-    with _ended_by_signals():
-        lines = []
-        for line in run(plan, lambda scenario: _progress(f"{scenario.name}: {scenario.help}")):
-            lines.append(line)
-            if json_file is not None:
-                print(msgspec.json.encode(line).decode(), file=json_file, flush=True)
-    _show(lines, stderr=json_file is not None and json_file.name == "<stdout>")
     if report is not None:
-        _write_report(lines, report)
+        _check_report(report)
+    lines: list[dict[str, Any]] = []
+    try:
+        with _ended_by_signals():
+            for line in run(plan, lambda scenario: _progress(f"{scenario.name}: {scenario.help}")):
+                lines.append(line)
+                if json_file is not None:
+                    print(msgspec.json.encode(line).decode(), file=json_file, flush=True)
+    finally:  # one that fails, or is interrupted, takes nothing with it that was measured before
+        if lines:
+            _show(lines, stderr=json_file is not None and json_file.name == "<stdout>")
+        if lines and report is not None:
+            _write_report(lines, report)
     return ExitCode.FAILED if strict and any(line["verdict"] == "missed" for line in lines) else ExitCode.OK
 
 
@@ -102,8 +108,8 @@ def compare(names: tuple[str, str], commits: bool, pairs: int, json_output: bool
 
     The verdict on B is `better`, `worse`, `same` (differences above 3 % are excluded) or `not shown` (the noise is
     larger than the difference). For commits the interval is that of the sign test on the pairs' ratios; for files that
-    of the rank sum of both runs, which does not know what changed on the machine between them. Exit code 1 when any is
-    worse.
+    of the rank sum of both runs, which does not know what changed on the machine between them, and has none for
+    percentiles of all samples: these are left out. Exit code 1 when any is worse.
     """
     from empd.bench import compare as comparing
 
@@ -121,7 +127,9 @@ def compare(names: tuple[str, str], commits: bool, pairs: int, json_output: bool
     if json_output:
         output.print_json([{**one._asdict(), "ratio": one.ratio._asdict()} for one in found])
     else:
-        _show_comparisons(found, names)
+        _show_comparisons(found)
+        differences = [] if commits else comparing.differences(before, after)
+        print("\n".join([f"A: {names[0]}, B: {names[1]}", *differences]))
     return ExitCode.FAILED if any(one.verdict == "worse" for one in found) else ExitCode.OK
 
 
@@ -136,6 +144,12 @@ def report(files: tuple[Path, ...], into: Path) -> None:
     for file in files:
         lines |= read(file)
     _write_report(list(lines.values()), into)
+
+
+def _check_report(into: Path) -> None:
+    from empd.bench.report import check
+
+    check(into)
 
 
 def _write_report(lines: list[dict[str, Any]], into: Path) -> None:
@@ -177,7 +191,7 @@ def _show(lines: list[dict[str, Any]], stderr: bool) -> None:
     output.console(stderr).print(output.table(columns, rows))
 
 
-def _show_comparisons(found: list[Comparison], names: tuple[str, str]) -> None:
+def _show_comparisons(found: list[Comparison]) -> None:
     from empd.bench.figures import shown
 
     rows = [
@@ -191,6 +205,6 @@ def _show_comparisons(found: list[Comparison], names: tuple[str, str]) -> None:
         )
         for one in found
     ]
-    output.print_table(("figure", f">A {names[0]}", f">B {names[1]}", ">B / A", "interval", "B is"), rows)
+    output.print_table(("figure", ">A", ">B", ">B / A", "interval", "B is"), rows)
     if found:
         print(f"intervals: {found[0].ratio.method}")

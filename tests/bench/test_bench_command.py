@@ -16,11 +16,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from empd.bench import processes, scenarios
-from empd.bench.daemon import Where
+from empd.bench import run as running
+from empd.bench.daemon import Daemon, Where, noop_mapping
 from empd.bench.figures import Figure, Scenario, Target, median_of
-from empd.bench.running import wait_until
+from empd.bench.run import Plan, check
+from empd.bench.running import BenchError, wait_until
 from empd.cli import bench as command
 from empd.cli.codes import ExitCode
+from empd.errors import EmpdError
 
 README = (Path(__file__).parents[2] / "bench" / "README.md").read_text("utf-8")
 EMPD = [sys.executable, "-m", "empd", "bench"]
@@ -87,14 +90,66 @@ def test_a_missed_bound_fails_only_when_asked(runner: CliRunner, flags: list[str
     called(runner, "-s", "idle", *flags, code=code)
 
 
-def test_a_running_daemon_is_measured_by_what_can_be_measured_there(runner: CliRunner, tmp_path: Path) -> None:
+def test_a_running_daemon_is_measured_by_what_can_be_measured_there(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "run.jsonl"
+    monkeypatch.setattr(running, "check", lambda plan: None)
     called(runner, "-s", "latency", "--endpoint", "ipc:///somewhere/empd.sock", "--json", str(file))
     assert lines(file)["planted"]["settings"]["endpoint"] == "ipc:///somewhere/empd.sock"
     result = runner.invoke(command.bench, ["-s", "idle", "--endpoint", "ipc:///somewhere/empd.sock"])
     assert "leave out --endpoint" in str(result.exception)
     result = runner.invoke(command.bench, ["--endpoint", "tcp://elsewhere:1"])
     assert "not a local endpoint" in result.stderr
+
+
+def test_what_cannot_be_reported_is_said_before_anything_is_measured(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = runner.invoke(command.bench, ["-s", "idle", "--report", str(tmp_path / "file" / "page")])
+    assert "no report can be written" in str(result.exception)
+    assert "planted" not in result.output
+
+
+def test_what_was_measured_before_one_failed_is_shown_and_reported(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object, where: Where) -> Iterator[Figure]:
+        yield median_of("half", "ms", [1.0])
+        raise BenchError("the other half is not there")
+
+    monkeypatch.setitem(scenarios.SCENARIOS, "startup", Scenario("startup", "planted", fails, FULL, QUICK))
+    page = tmp_path / "page"
+    result = runner.invoke(command.bench, ["-s", "idle", "-s", "startup", "--report", str(page)])
+    assert "the other half is not there" in str(result.exception)
+    for text in ("planted", "half"):
+        assert text in result.stdout
+        assert text in (page / "index.html").read_text()
+
+
+def test_a_daemon_is_asked_for_its_service_first(tmp_path: Path) -> None:
+    with Daemon(noop_mapping(1), str(tmp_path)) as daemon:
+        with pytest.raises(BenchError, match="no service 'other' there; --service takes one of noop"):
+            check(Plan(endpoint=daemon.endpoint, service="other"))
+        check(Plan(endpoint=daemon.endpoint, service="noop"))
+    with pytest.raises(EmpdError, match="no empd answers"):
+        check(Plan(endpoint=f"ipc://{tmp_path}/none.sock"))
+
+
+def test_a_missing_package_is_missed_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
+    check(Plan(scenarios=("idle",)))
+    with pytest.raises(BenchError, match="hdrhistogram"):
+        check(Plan(scenarios=("idle", "load")))
+
+
+def test_files_with_nothing_in_common_are_not_compared(runner: CliRunner, tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    called(runner, "-s", "idle", "--json", files[0])
+    Path(files[1]).write_text("")
+    result = runner.invoke(command.bench, ["compare", *files])
+    assert "no figures in common" in str(result.exception)
+    result = runner.invoke(command.bench, ["report", files[1], "--into", str(tmp_path / "page")])
+    assert "no figures to report" in str(result.exception)
 
 
 def test_two_files_are_compared(runner: CliRunner, tmp_path: Path) -> None:
@@ -108,6 +163,9 @@ def test_two_files_are_compared(runner: CliRunner, tmp_path: Path) -> None:
     shown = called(runner, "compare", full, quick, "-s", "idle").stdout
     assert "planted" in shown
     assert "floor" not in shown
+    assert f"A: {full}, B: {quick}" in shown
+    assert "quick: A False, B True" in shown, "how the runs differ is told"
+    assert "load_before" not in shown
 
 
 def test_a_page_is_made_of_files(runner: CliRunner, tmp_path: Path) -> None:

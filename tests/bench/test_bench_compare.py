@@ -37,6 +37,14 @@ def test_figures_that_both_have_are_compared() -> None:
     assert 1.5 < found.ratio.low <= found.ratio.value <= found.ratio.high < 2.4
 
 
+def test_samples_that_are_not_about_the_value_give_no_interval() -> None:
+    """Of a p99 of all samples these would compare the medians."""
+    before = {"a": line("a", 1, 2), "p": line("p", 1, 2) | {"statistic": "p99"}}
+    assert [one.name for one in compare.files(before, before)] == ["a"]
+    with pytest.raises(BenchError, match="no figures in common"):
+        compare.files({"p": before["p"]}, before)
+
+
 def test_pairs_make_one_ratio_each() -> None:
     runs = [({"a": line("a", 100.0 + n)}, {"a": line("a", 50.0 + n)}) for n in range(6)]
     [found] = compare.pairs(runs)

@@ -59,6 +59,13 @@ def test_the_page_says_what_empd_is_and_how_each_section_is_measured(tmp_path: P
     assert "`" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
 
 
+def test_what_a_value_is_of_its_samples_is_said_where_it_is_not_the_median(tmp_path: Path) -> None:
+    found = lines("recovery", Figure(name="p", value=9.0, unit="ms", samples=[1.0, 9.0], statistic="p99"))
+    assert "<td class=n>2 (p99)</td>" in report.write(found, tmp_path).read_text("utf-8")
+    del found[0]["statistic"]
+    assert "<td class=n>2</td>" in report.write(found, tmp_path).read_text("utf-8"), "a file of before"
+
+
 def test_a_machine_is_named_once_with_how_busy_it_was(tmp_path: Path) -> None:
     found = lines("floors", *(median_of(name, "µs", [1.0]) for name in ("a", "b", "c")))
     for line, load in zip(found, (0.5, 2.5, 1.0), strict=True):

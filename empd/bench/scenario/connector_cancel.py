@@ -50,6 +50,7 @@ def figures(client: Client, base_url: str, count: int) -> Iterator[Figure]:
             value=max(samples),
             unit="ms",
             samples=samples,
+            statistic="greatest",
             target=MAX_TARGET,
             settings=settings,
         )

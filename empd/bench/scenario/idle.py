@@ -68,6 +68,7 @@ def _cpu(daemon: Daemon, size: Size, settings: dict[str, Any]) -> Iterator[Figur
             value=_percent(kind, looks[0], looks[-1]),
             unit="% of a core",
             samples=samples,
+            statistic="mean",
             target=CPU_TARGET if kind == "all" else None,
             axes={"process": kind},
             details={"seconds": seconds},

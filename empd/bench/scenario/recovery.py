@@ -65,6 +65,7 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
         value=percentile(claimed_ms, 99),
         unit="ms",
         samples=claimed_ms,
+        statistic="p99",
         target=TARGET_P99,
         axes={**axes, "share": 99},
         settings=settings,
