@@ -14,6 +14,8 @@ from empd.wire.curve import Doorkeeper
 from empd.wire.sockets import MORE_NOBLOCK, NOBLOCK, readable
 
 _RECEIVE_MAX = 256
+RECEIVE_BYTES_MAX = 4 << 20
+"""What one pass takes in: everyone waits until it is decided, written and sent."""
 _BACKLOG_FRAMES = 2_000
 BACKLOG_BYTES_MAX = 8 << 20
 _MARK_BYTES = 256 << 10
@@ -120,13 +122,16 @@ class Router:
         if self._door is not None:
             self._door.answer()
         found: list[tuple[bytes, bytes]] = []
+        size = 0
         socket, receive = self.socket, self.socket.recv
         self._found_empty = False
         try:
-            while not self._found_empty and len(found) < _RECEIVE_MAX:
+            while not self._found_empty and len(found) < _RECEIVE_MAX and size < RECEIVE_BYTES_MAX:
                 # A frame knows whether it is the last of its message, which a socket has to be asked.
                 identity, frame = receive(NOBLOCK), receive(NOBLOCK, copy=False)
-                found.append((identity, b"" if frame.more else frame.bytes))
+                data = b"" if frame.more else frame.bytes
+                found.append((identity, data))
+                size += len(data)
                 while frame.more:
                     frame = receive(NOBLOCK, copy=False)
                 self._found_empty = not readable(socket)  # cheaper than an exception

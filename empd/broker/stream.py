@@ -79,6 +79,7 @@ class Stream:
             for key in [key for key in self._subscribers if key[1] == frame.consumer]:
                 del self._subscribers[key]
         self._subscribers[identity, frame.consumer] = subscriber
+        self._recent, self._recent_bytes = [], 0  # kept for the others: this one may want more of it
 
     def acknowledge(self, identity: bytes, frame: frames.CursorAck) -> None:
         """A consumer says how far it is."""
@@ -130,7 +131,10 @@ class Stream:
 
     def _keep(self, committed: list[Row]) -> None:
         """Rows are fed some passes after they were committed. Until then they are kept, within bounds and without
-        gaps: to read them back from the journal would cost as much as all the rest of it."""
+        gaps: to read them back from the journal would cost as much as all the rest of it. What nobody wants (history
+        has no use for payloads) leaves only its place."""
+        wanting = self._subscribers.values()
+        committed = [row if any(each.wants(row) for each in wanting) else row._replace(body=b"") for row in committed]
         size = sum([len(row.body) for row in committed])
         recent = self._recent
         if (
@@ -142,7 +146,7 @@ class Stream:
             recent += committed
             self._recent_bytes += size
         else:
-            self._recent, self._recent_bytes = list(committed), size
+            self._recent, self._recent_bytes = committed, size
 
     def _feed_one(self, subscriber: Subscriber) -> bool:
         if not self._reset(subscriber):

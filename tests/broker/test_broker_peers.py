@@ -12,7 +12,7 @@ import zmq
 from box import wait_until
 
 from empd.broker import peers
-from empd.broker.peers import BACKLOG_BYTES_MAX, Router
+from empd.broker.peers import BACKLOG_BYTES_MAX, RECEIVE_BYTES_MAX, Router
 from empd.payload import FRAME_BYTES_MAX
 
 MIB = 1 << 20
@@ -98,6 +98,23 @@ def test_a_message_of_other_than_two_parts_is_an_empty_frame(pair: Pair) -> None
 
     wait_until(received, "both messages")
     assert found == [(b"parts", b""), (b"parts", b"four")]
+
+
+def test_what_is_received_at_once_is_bounded_in_bytes(pair: Pair) -> None:
+    dealer = pair.peer(b"many")
+    sent = [number.to_bytes(1, "little") * (MIB - 100) for number in range(20)]
+    for data in sent:
+        dealer.send(data)
+    portions: list[list[tuple[bytes, bytes]]] = []
+
+    def received() -> bool:
+        portions.append(pair.router.receive())
+        return sum(map(len, portions)) == len(sent)
+
+    wait_until(received, "all of them")
+    assert [data for portion in portions for _, data in portion] == sent
+    for portion in portions:
+        assert sum(len(data) for _, data in portion[:-1]) < RECEIVE_BYTES_MAX
 
 
 def test_a_peer_that_reads_is_never_refused(pair: Pair) -> None:

@@ -107,6 +107,48 @@ def test_what_was_just_committed_is_fed_without_reading_it_back(
     assert wire.seqs() == list(range(1, 9))
 
 
+def large_and_small(journal: SqliteJournal) -> list[Row]:
+    """A row of 3 MiB of kind 1, and one of kind 2."""
+    rows = [Row(journal.last_seq + 1, 1, 1, 0, b"x" * (3 << 20)), Row(journal.last_seq + 2, 1, 2, 0, b"wanted")]
+    journal.append(rows)
+    journal.commit()
+    return rows
+
+
+def test_what_nobody_wants_is_neither_kept_nor_read_back(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = Wire()
+    stream = Stream(wire, journal)  # type: ignore[arg-type]
+    stream.subscribe(ME, frames.Subscribe("history", 1, kinds=[2]))
+    monkeypatch.setattr(journal, "read_from", lambda seq, limit: pytest.fail("read back"))
+    wanted_ns = stream.feed(large_and_small(journal), NS_PER_S)
+    for _ in range(3):
+        wanted_ns = stream.feed(large_and_small(journal), NS_PER_S + 1)
+    assert wire.seqs() == [2]
+    assert wanted_ns is not None
+    assert stream.feed([], wanted_ns) is None
+    assert wire.seqs() == [2, 4, 6, 8]
+
+
+def test_a_consumer_that_comes_later_gets_all_of_what_others_did_not_want(journal: SqliteJournal) -> None:
+    wire = Wire()
+    stream = Stream(wire, journal)  # type: ignore[arg-type]
+    stream.subscribe(ME, frames.Subscribe("history", 1, kinds=[2]))
+    stream.feed(commit(journal, 1), NS_PER_S)
+    stream.feed(commit(journal, 2), NS_PER_S + 1)
+    wire.refusing = True  # the row of kind 2 waits, and so the others are kept
+    rows = [Row(4, 1, 2, 0, b"wanted")]
+    journal.append(rows)
+    journal.commit()
+    stream.feed(rows, 2 * NS_PER_S)
+    wire.refusing = False
+    stream.subscribe(b"other", frames.Subscribe("", 2))
+    stream.feed([], 3 * NS_PER_S)
+    told = [row for frame in wire.taken for row in frame.rows]
+    assert [row[4] for row in told] == [b"wanted", b"x", b"x", b"wanted"]
+
+
 @pytest.mark.parametrize("count", [1, 200], ids=["few", "more than are kept"])
 def test_rows_that_were_not_kept_are_read_from_the_journal(journal: SqliteJournal, count: int) -> None:
     wire = Wire()
