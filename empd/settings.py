@@ -211,6 +211,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return (self.runtime_dir if self.durability == "memory" else self.state_dir) / "journal.db"
 
     @property
+    def survives_power_loss(self) -> bool:
+        """What is acknowledged has to be on the disk, and not only with the kernel."""
+        return self.durability == "fsync"
+
+    @property
     def history_path(self) -> Path:
         """The database of finished jobs."""
         return self.state_dir / "history.db"

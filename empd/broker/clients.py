@@ -41,6 +41,7 @@ class Host(msgspec.Struct, frozen=True):
     id: str
     spool_dir: str
     volatile_dir: str
+    sync_blobs: bool
 
 
 class Means(NamedTuple):
@@ -131,6 +132,7 @@ class ClientDesk:
                 host=self._host.id,
                 spool_dir=self._host.spool_dir,
                 volatile_dir=self._host.volatile_dir,
+                sync_blobs=self._host.sync_blobs,
             ),
         )
 

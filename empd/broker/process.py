@@ -112,7 +112,8 @@ class Broker:
         self._worker_box = Outbox(self._workers)
         self.stream = Stream(self._clients, self.ledger.journal)
         self.blobs = BlobKeeper(settings.spool_dir, settings.volatile_dir)
-        host = Host(clock.host_id(), str(settings.spool_dir), str(settings.volatile_dir))
+        spool_dir, volatile_dir = str(settings.spool_dir), str(settings.volatile_dir)
+        host = Host(clock.host_id(), spool_dir, volatile_dir, settings.survives_power_loss)
         self.clients = ClientDesk(Means(self.queue, self.ledger, self._client_box, self.stream, self.blobs), host)
         self.clients.status = self.status
         self.clients.operate = self._operate

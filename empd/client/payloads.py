@@ -28,7 +28,8 @@ class Payloads:
         self._inline_bytes_max = welcome.inline_bytes_max
         local = welcome.host == host_id()
         # Any process of this host may read what its user may; only the daemon's own user writes.
-        self._arena = Arena(Path(welcome.spool_dir), Path(welcome.volatile_dir)) if local else None
+        places = Path(welcome.spool_dir), Path(welcome.volatile_dir)
+        self._arena = Arena(*places, sync=welcome.sync_blobs) if local else None
 
     def encode(self, payload: Any) -> tuple[str, Carried]:
         """A payload as (encoding, what the frame carries). A BlobRef is passed on.

@@ -1,6 +1,7 @@
 """The arena: payloads and results too large for a frame, one write-once file for each.
 
-    spool_dir/            durable: survives a reboot; fsynced by the sender before its Submit or Done
+    spool_dir/            durable: survives a reboot; fsynced by the sender before its Submit or Done, where
+                          `durability` promises so much
       3f/                 first two hex digits of the id
         3f9c…e1           a blob: 32 random hex digits, never reused, never changed once it has this name
         3f9c…e1.part      being written
@@ -48,10 +49,11 @@ def volatile_directory(tag: str) -> Path:
 class BlobWriter:
     """Writes one blob piece by piece. Leaving the `with` block without `commit` leaves nothing behind."""
 
-    def __init__(self, path: Path, durable: bool, encoding: str, group: bool = False) -> None:
+    def __init__(self, path: Path, durable: bool, encoding: str, *, sync: bool, group: bool = False) -> None:
         self._path = path
         self._part = path.with_name(path.name + _PART)
         self._durable = durable
+        self._sync = sync
         self._encoding = encoding
         self._size = 0
         self._crc32 = 0
@@ -83,13 +85,13 @@ class BlobWriter:
         self._size += len(view)
 
     def commit(self) -> BlobRef:
-        """Ends the blob and gives it its name; a durable one is on the disk then. Raises Refused as `write` does."""
+        """Ends the blob and gives it its name; one to be synced is on the disk then. Raises Refused as `write` does."""
         self._check_open()
         try:
-            if self._durable:
+            if self._sync:
                 os.fsync(self._fd)
             os.rename(self._part, self._path)
-            if self._durable:
+            if self._sync:
                 _fsync_directory(self._path.parent)
         except OSError as error:
             self.abort()
@@ -128,12 +130,14 @@ class BlobWriter:
 class Arena:
     """Blobs of one daemon, as its processes and the clients of the same user on the same host see them.
 
-    Making one touches nothing; the directories are made by `make_directories`, or by the first blob.
+    Making one touches nothing; the directories are made by `make_directories`, or by the first blob. `sync`: durable
+    blobs must survive a power loss.
     """
 
-    def __init__(self, spool_dir: Path, volatile_dir: Path) -> None:
+    def __init__(self, spool_dir: Path, volatile_dir: Path, *, sync: bool = True) -> None:
         self.spool_dir = spool_dir
         self.volatile_dir = volatile_dir
+        self._sync = sync
         self._ready: set[Path] = set()
 
     def make_directories(self) -> None:
@@ -167,7 +171,7 @@ class Arena:
         return os.access(self.spool_dir, os.R_OK | os.X_OK)
 
     def put(self, data: BytesLike | Iterable[BytesLike], *, durable: bool, encoding: str) -> BlobRef:
-        """Stores a blob: whole and (if durable) on the disk on return. Raises Refused when there is no room."""
+        """Stores a blob: whole on return, and on the disk where it must be. Raises Refused when there is no room."""
         with self.writer(durable, encoding) as writer:
             if isinstance(data, (bytes, bytearray, memoryview)):
                 writer.write(data)
@@ -183,7 +187,7 @@ class Arena:
         path = self._path(secrets.token_hex(16), durable)
         try:
             self._prepare(path.parent)
-            return BlobWriter(path, durable, encoding, self._group())
+            return BlobWriter(path, durable, encoding, sync=durable and self._sync, group=self._group())
         except OSError as error:
             raise _refusal(error, path.parent) from error
 
@@ -335,9 +339,10 @@ class Arena:
         else:
             _make_directory(self.spool_dir, group)
             _make_directory(directory, group)
-            # Whoever made the fan-out directory may have died before its entry was on the disk.
-            _fsync_directory(self.spool_dir)
-            _fsync_directory(self.spool_dir.parent)
+            if self._sync:
+                # Whoever made the fan-out directory may have died before its entry was on the disk.
+                _fsync_directory(self.spool_dir)
+                _fsync_directory(self.spool_dir.parent)
         self._ready.add(directory)
 
 

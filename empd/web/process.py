@@ -83,7 +83,7 @@ class WebProcess:
         self._activity = self._board.writer(self._child.slot, Activity)
         self._archive = Archive(settings.history_path)
         await self._archive.open()
-        arena = Arena(settings.spool_dir, settings.volatile_dir)
+        arena = Arena(settings.spool_dir, settings.volatile_dir, sync=settings.survives_power_loss)
         gateway = Gateway(settings.clients_endpoint, settings.curve_dir)
         hub, metrics = Hub(), Metrics(self._board)
         self._context = Context(

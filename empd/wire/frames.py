@@ -139,6 +139,7 @@ class Welcome(Frame, tag=32):
     host: str  # machine id + boot id: equal on the same host, where the arena can be used
     spool_dir: str
     volatile_dir: str
+    sync_blobs: bool = True  # False: an acknowledged job need not survive a power loss, so its blobs are not fsynced
 
 
 class Accepted(Frame, tag=33):

@@ -110,7 +110,7 @@ class Worker:
         self._tracer, problem = tracer_for(child.name, os.environ)
         if problem:
             self._log("traces_unavailable", "error", reason=problem)
-        arena = Arena(settings.spool_dir, settings.volatile_dir)
+        arena = Arena(settings.spool_dir, settings.volatile_dir, sync=settings.survives_power_loss)
         self._reporter = Reporter(self._zmq, settings.telemetry_endpoint, settings.job_log_bytes_max)
         self._link = Link(self._zmq, settings.workers_endpoint, self._on_frame, self._say_hello)
         self._outbox = Outbox(self._link.send, self._loop.call_soon)

@@ -119,7 +119,7 @@ class Desk:
         outbox: Any = SimpleNamespace(put=self._put, has_room=lambda identity: True)
         ledger: Any = SimpleNamespace(closed="", journal=SimpleNamespace(instance="i" * 32, last_seq=0))
         nothing: Any = SimpleNamespace(forget=lambda identity: None)
-        self.desk = ClientDesk(Means(self.queue, ledger, outbox, nothing, nothing), Host("h", "s", "v"))
+        self.desk = ClientDesk(Means(self.queue, ledger, outbox, nothing, nothing), Host("h", "s", "v", True))
 
     def _put(self, identity: bytes, frame: Any) -> None:
         self.sent.append((identity, decode_for_client(frame if isinstance(frame, bytes) else encode(frame))))

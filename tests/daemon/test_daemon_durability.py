@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -67,6 +68,50 @@ def test_kill_9_of_everything_loses_nothing_that_was_acknowledged(
     with daemon.client() as another:
         assert [another.job(job.id).result(60)["pid"] for job in ended] == pids
         assert another.job(jobs[0].id).result(60) == jobs[0].result()
+
+
+COUNTING = """
+import os
+
+def counting(call):
+    def counted(fd):
+        with open({path!r}, "a") as file:
+            file.write(os.readlink(f"/proc/self/fd/{{fd}}") + "\\n")
+        return call(fd)
+    return counted
+
+open({path!r}, "a").close()
+os.fsync, os.fdatasync = counting(os.fsync), counting(os.fdatasync)
+"""
+SUBMITTING = """
+import sys
+from empd import Client
+with Client(sys.argv[1]) as client:
+    assert client.submit("noop", "x" * 100_000).result(60)["echo"] == "x" * 100_000
+"""
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("fsync", True), ("os", False), ("memory", False)])
+def test_large_payloads_and_results_are_synced_only_where_they_must_survive_a_power_loss(
+    box: Callable[..., Box], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str, synced: bool
+) -> None:
+    # Read by every Python process that is started from here on.
+    (tmp_path / "sitecustomize.py").write_text(COUNTING.format(path=str(tmp_path / "synced")))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    daemon = box(durability=durability)
+    subprocess.run([sys.executable, "-c", SUBMITTING, f"ipc://{daemon.runtime_dir}/empd.sock"], check=True, timeout=60)
+    for path, body in (
+        ("/v1/jobs?wait=30", b'{"service": "noop", "payload": "' + b"x" * 100_000 + b'"}'),
+        ("/v1/blobs", b"x" * 100_000),
+    ):
+        headers = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(daemon.http() + path, body, headers), timeout=60) as answer:
+            assert answer.status in (200, 201)
+    spool = str(daemon.state_dir / "spool")
+    files = {line for line in (tmp_path / "synced").read_text().splitlines() if line.startswith(f"{spool}/")}
+    # Payload and result of the client's job, payload and result of the other, and the upload.
+    assert len([path for path in files if path.endswith(".part")]) == (5 if synced else 0)
+    assert bool(files) is synced
 
 
 def test_jobs_of_a_program_that_died_with_the_daemon_end_too(box: Callable[..., Box], tmp_path: Path) -> None:
