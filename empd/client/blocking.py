@@ -103,7 +103,7 @@ class Client:
             if len(conversation.open) >= self.window:
                 self._pump.wait_known(lambda: len(conversation.open) < self.window, None)
             conversation.submit(handle, raw, carried, idempotency_key or "")
-            pump.exchange()
+            pump.submitted()
         return handle
 
     def submit_many(

@@ -27,6 +27,7 @@ LED_NAP_S = 0.1
 CARETAKER_AFTER_NS = 100_000_000
 HISTORY_LAG_NS = 20_000_000
 LEAVE_TIMEOUT_S = 1.0
+LOOK_AGAIN_NS = 50_000
 FLUSH_AFTER_NS = 10_000_000  # a gathered frame whose acknowledgement nobody has fetched
 
 
@@ -72,6 +73,17 @@ class Pump:
             self.tell()
         if not self._busy.is_set() and self.conversation.busy:
             self._rouse_caretaker()
+
+    def submitted(self) -> None:
+        """A job was submitted: moves bytes. The lock must be held.
+
+        While its frame waits for the answer to another and jobs come one after the other, the socket is looked at only
+        now and then: to look takes as long as all the rest of a submit. What comes meanwhile stays told by the
+        descriptors.
+        """
+        if self.conversation.submissions.held_back and time.monotonic_ns() - self._pumped_ns < LOOK_AGAIN_NS:
+            return
+        self.exchange()
 
     def tell(self) -> None:
         """Something came or was settled: whoever waits looks again. The lock must be held."""

@@ -126,6 +126,11 @@ class Submissions:
         self.unacknowledged[batch.number] = batch
         self._unsent.append(batch)
 
+    @property
+    def held_back(self) -> bool:
+        """Nothing can be sent before the daemon has answered."""
+        return bool(self.unacknowledged) and not self._unsent
+
     def take_unsent(self) -> list[Submit]:
         """The frames to send now, in order."""
         if not self._unsent:

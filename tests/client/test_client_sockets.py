@@ -21,7 +21,7 @@ import zmq
 from client_model import ModelBroker, failing, serving
 
 from empd import payload as carrying
-from empd.client import Client
+from empd.client import Client, pump
 from empd.client.history import ask_history
 from empd.errors import BlobMissing, FailureClass, JobCancelled, NotRunning, ProtocolError, Refused, ResultTimeout
 from empd.job import Submit, format_id
@@ -69,6 +69,27 @@ def test_many_come_back_in_order_and_as_completed(folder: Path) -> None:
             assert {handle.number for handle in jobs.as_completed(5)} == {handle.number for handle in jobs}
         assert jobs[0].result() == {"n": 0}
         assert len(client.submit_many("s", [])) == 0
+
+
+def test_single_submits_in_a_row_do_not_look_at_the_socket_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "LOOK_AGAIN_NS", 1 << 62)
+    model = ModelBroker()
+    with serving(folder, model) as double, Client(double.endpoint) as client:
+        channel, looks = client._pump.channel, 0
+        receive = channel.receive
+
+        def counted() -> list[bytes]:
+            nonlocal looks
+            looks += 1
+            return receive()
+
+        monkeypatch.setattr(channel, "receive", counted)
+        handles = [client.submit("s", {"n": n}) for n in range(600)]
+        assert looks < 100, "only what could be sent at once made it look, and whoever leads meanwhile"
+        assert [handle.result(60)["n"] for handle in handles] == list(range(600))
+        sizes = [len(group.payloads) for frame in model.seen if isinstance(frame, Submit) for group in frame.groups]
+        assert sum(sizes) == 600
+        assert max(sizes) == 256, "a full frame waits for nobody"
 
 
 def test_options_travel(folder: Path) -> None:
