@@ -159,6 +159,8 @@ class Attempts:
             extra.error = item.error or extra.error
             extra.stop = ""
             extra.charges = charged(extra.charges, Cause(item.cause))
+            if item.unbegun:
+                self._uncount(job)
             if item.delay_ns:
                 job.state = State.DELAYED
                 extra.ready_ns = steady_ns(state, at_ns) + item.delay_ns
@@ -166,6 +168,13 @@ class Attempts:
             else:
                 job.state = State.WAITING
                 self.room.add(job)
+
+    def _uncount(self, job: Job) -> None:
+        job.attempts -= 1
+        if not job.attempts and job.options.queue_timeout_ns:
+            # It waits for its begin as before; the limit may have passed, and been passed over, meanwhile.
+            when_ns = job.submitted_mono_ns + job.options.queue_timeout_ns
+            heapq.heappush(self.state.deadlines, (when_ns, job.id, "queue"))
 
     def stopping(self, seq: int, at_ns: int, fact: Fact) -> None:
         grace_ns = steady_ns(self.state, at_ns) + self.options.policy.stop_grace_ns

@@ -150,7 +150,8 @@ class Queue:
         worker = worker_of(self.state, name, generation)
         said = set(held)
         lost = [job for job in worker.held.values() if (job.id, job.epoch) not in said]
-        self.apply(outcomes.given_back(self.policy, worker, lost, now.wall_ns), now)
+        # What it got it names until the outcome is settled: of these it has never heard.
+        self.apply(outcomes.given_back(self.policy, worker, lost, now.wall_ns, unbegun=True), now)
         abandon = [
             (job_id, epoch)
             for job_id, epoch in sorted(said)

@@ -262,12 +262,15 @@ def _limit_text(job: Job) -> str:
     return f"the job's run limit is {job.options.timeout_ns / NS_PER_S:g} s"
 
 
-def given_back(policy: Policy, worker: Worker, jobs: list[Job], at_ns: int) -> list[Fact]:
-    """Decides on jobs that the worker turned out not to hold (any more): uncharged, they wait again."""
+def given_back(policy: Policy, worker: Worker, jobs: list[Job], at_ns: int, *, unbegun: bool = False) -> list[Fact]:
+    """Decides on jobs that the worker turned out not to hold (any more): uncharged, they wait again.
+
+    `unbegun`: it never got them.
+    """
     ends = Ends(worker.name, at_ns)
     for job in jobs:
         if job.extra is not None and job.extra.stop in (FailureClass.CANCELLED, FailureClass.EXPIRED):
             _stopped(policy, job, ends)
         else:
-            ends.requeued.append(RequeuedJob(job.id, job.epoch, Cause.DRAIN))
+            ends.requeued.append(RequeuedJob(job.id, job.epoch, Cause.DRAIN, unbegun=unbegun))
     return ends.facts()

@@ -107,13 +107,15 @@ class Assigned(Record):
 
 
 class RequeuedJob(Record):
-    """The attempt under `epoch` ended early. `delay_ns`: back-off from the row's time on."""
+    """The attempt under `epoch` ended early. `delay_ns`: back-off from the row's time on. `unbegun`: its assignment
+    never reached the worker, so it was no attempt."""
 
     id: int
     epoch: int
     cause: int
     delay_ns: int = 0
     error: JobError | None = None
+    unbegun: bool = False
 
 
 class Requeued(Record):

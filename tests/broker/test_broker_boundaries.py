@@ -106,11 +106,13 @@ def go_through(broker: RawBroker) -> int:
             assert [handle.result(WAIT_S) for handle in handles] == list(range(JOBS))
             last = client.submit("echo", "last")
             assert last.result(WAIT_S) == "last"
+            attempts = [handle.status().attempts for handle in (*handles, last)]
         finally:
             stop.set()
             works.result(WAIT_S)
         ids = [handle.number for handle in (*handles, last)]
     assert worker.executed == Counter(ids)
+    assert attempts == [1] * len(ids), "an assignment that never arrived is no attempt"
     assert ends(broker, ids[-1]) == Counter(ids)
     return worker.killed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from queue_world import ALPHA, Bench, DoneFrame, policy
+from queue_world import ALPHA, Bench, DoneFrame, alpha, policy
 
 from empd.errors import FailureClass
 from empd.job import State
@@ -56,6 +56,27 @@ def test_what_an_attempt_keeps_is_fenced_by_its_epoch_and_version() -> None:
     assert bench.queue.set_state(bench.worker, (job_id, epoch), "cursor", 0, b"s", bench.now) == 1
     with pytest.raises(StaleState, match="version 1"):
         bench.queue.set_state(bench.worker, (job_id, epoch), "cursor", 0, b"t", bench.now)
+
+
+def test_an_assignment_that_the_worker_never_got_is_no_attempt() -> None:
+    bench = Bench()
+    bench.say(alpha(queue_timeout_s=5.0))
+    bench.claim("w0", lose=True)
+    bench.advance(6)
+    bench.tick()  # the limit of the wait, which counts no more once the job has begun
+    [job] = bench.jobs.values()
+    assert (job.state, job.attempts) == (State.ASSIGNED, 1)
+    bench.connect(bench.workers["w0"])
+    assert (job.state, job.attempts) == (State.WAITING, 0)
+    bench.tick()
+    bench.commit()
+    assert not bench.jobs, "it has not begun, and waited for too long"
+
+
+def test_an_attempt_that_was_cut_short_is_one() -> None:
+    bench, job_id, epoch = held()
+    bench.queue.abandoned(bench.worker, [(job_id, epoch)], bench.now)
+    assert (bench.jobs[job_id].state, bench.jobs[job_id].attempts) == (State.WAITING, 1)
 
 
 @pytest.mark.parametrize("end", ["done", "failed", "cancelled"])
