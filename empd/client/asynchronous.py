@@ -248,16 +248,25 @@ class AsyncClient:
     # --- the end -------------------------------------------------------------------------------------------------
 
     async def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
-        """Waits up to `timeout` seconds until what was submitted is acknowledged, then ends the conversation."""
+        """Waits up to `timeout` seconds until what was submitted is acknowledged, then ends the conversation. Raises
+        NotRunning at the end when jobs were left that the daemon had not acknowledged."""
+        left_behind = None
         if self._conversation.failed is None and self._payloads is not None:
             await self.flush(timeout)
+            left_behind = self._conversation.submissions.left_behind(timeout)
             self._conversation.bye(forget=True)
             self._pump.exchange()
         self._pump.end(Refused(FailureClass.UNAVAILABLE, "this client is closed"), CLOSE_LINGER_S)
+        if left_behind is not None:
+            raise left_behind
 
     async def __aenter__(self) -> AsyncClient:
         await self.connect()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            await self.close()
+        except NotRunning:
+            if error is None:  # else that one says more
+                raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ CLOSE_TIMEOUT_S = 5.0
 EXIT_TIMEOUT_S = 2.0
 CLOSE_LINGER_S = 0.5
 
+_log = logging.getLogger(__name__)
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
@@ -275,25 +277,33 @@ class Client:
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
         """Waits up to `timeout` seconds until what was submitted is acknowledged, then ends the conversation.
 
-        Accepted jobs go on; their handles here raise Refused from now on. Closing twice is fine.
+        Accepted jobs go on; their handles here raise Refused from now on. Closing twice is fine. Raises NotRunning at
+        the end when jobs were left that the daemon had not acknowledged.
         """
         _clients.discard(self)
-        conversation = self._conversation
+        conversation, left_behind = self._conversation, None
         if conversation.failed is None:
             try:
                 self.flush(timeout)
                 with self._pump.lock:
+                    left_behind = conversation.submissions.left_behind(timeout)
                     conversation.bye(forget=True)
                     self._pump.exchange()
             except EmpdError:
                 pass  # the conversation broke while it was closing: nothing is left to be flushed
         self._pump.close(Refused(FailureClass.UNAVAILABLE, "this client is closed"), CLOSE_LINGER_S)
+        if left_behind is not None:
+            raise left_behind
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except NotRunning:
+            if error is None:  # else that one says more
+                raise
 
     def _forked(self) -> None:
         reason = "this client was made before os.fork(); make a new Client in the child"
@@ -302,7 +312,10 @@ class Client:
 
 def _close_all() -> None:
     for client in list(_clients):
-        client.close(EXIT_TIMEOUT_S)
+        try:
+            client.close(EXIT_TIMEOUT_S)
+        except NotRunning as error:
+            _log.error("%s", error)
 
 
 def _fork_all() -> None:

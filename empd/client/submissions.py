@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from empd.client.handle import Batch, Ending, Handle, failure_class
-from empd.errors import EmpdError, FailureClass, JobFailed, ProtocolError, Refused
+from empd.errors import EmpdError, FailureClass, JobFailed, NotRunning, ProtocolError, Refused
 from empd.job import SESSION_JOBS_MAX
 from empd.payload import Carried
 from empd.result import FinishedJob, Results
@@ -153,6 +153,18 @@ class Submissions:
         return not any(batch.sent for batch in self.unacknowledged.values())
 
     # --- what the daemon says ------------------------------------------------------------------------------------
+
+    def left_behind(self, timeout_s: float) -> NotRunning | None:
+        """What to say to one who leaves now, `timeout_s` after he wanted to, while jobs are neither acknowledged nor
+        refused; None where there are none."""
+        batches = [*self.unacknowledged.values()]
+        if self.gathering is not None:
+            batches.append(self.gathering)
+        count = sum(len(batch.handles) for batch in batches)
+        if not count:
+            return None
+        jobs, them = ("1 job was", "it") if count == 1 else (f"{count} jobs were", "them")
+        return NotRunning(f"{jobs} not acknowledged within {timeout_s:g} s: the daemon may not have {them}")
 
     def accepted(self, frame: Accepted) -> list[int]:
         """The daemon has the frame. Returns the ids to ask for: results that may have been sent before, to nobody."""

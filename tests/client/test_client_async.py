@@ -149,6 +149,20 @@ def test_restarts_lose_nothing(folder: Path, run: Runner) -> None:
         assert set(double.model.taken.values()) == {1}
 
 
+def test_leaving_with_jobs_that_nobody_acknowledged_is_told(folder: Path, run: Runner) -> None:
+    async def main(endpoint: str) -> None:
+        client = AsyncClient(endpoint)
+        await client.connect()
+        double.stop()
+        await client.submit("s", 1)
+        with pytest.raises(NotRunning, match="1 job was not acknowledged within 0"):
+            await client.close(timeout=0.1)
+        double.start()
+
+    with serving(folder, ModelBroker()) as double:
+        run(main(double.endpoint))
+
+
 def test_the_window_makes_submit_wait(folder: Path, run: Runner) -> None:
     async def main(double: Any) -> None:
         async with AsyncClient(double.endpoint, window=5) as client:

@@ -338,8 +338,26 @@ def test_closing_with_a_dead_daemon_is_bounded(folder: Path) -> None:
         double.stop()
         client.submit("s", b"\x01")
         begun = time.monotonic()
-        client.close(timeout=0.1)
+        with pytest.raises(NotRunning, match=r"1 job was not acknowledged within 0\.1 s: the daemon may not have it"):
+            client.close(timeout=0.1)
         assert time.monotonic() - begun < 3
+        client.close()
+        double.start()
+
+
+def test_leaving_with_jobs_that_nobody_acknowledged_is_told_unless_something_worse_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client.close, "__defaults__", (0.1,))
+    with serving(folder, ModelBroker(waiting)) as double:
+        with pytest.raises(NotRunning, match="2 jobs were not acknowledged"), Client(double.endpoint) as client:
+            double.stop()
+            client.submit_many("s", [1, 2])
+        double.start()
+        with pytest.raises(KeyError), Client(double.endpoint) as client:
+            double.stop()
+            client.submit("s", 1)
+            raise KeyError
         double.start()
 
 
