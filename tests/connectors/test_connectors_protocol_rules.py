@@ -1,11 +1,9 @@
-"""What all protocols share, without a socket: retry, limits, circuits, cache, verdicts, JSON pointers, credentials."""
+"""What all protocols share, without a socket: retry, verdicts, JSON pointers, cache."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import email.utils
-import itertools
 import math
 from collections import OrderedDict
 from typing import Any
@@ -17,15 +15,13 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from empd.connectors.base import Site
-from empd.connectors.failures import AuthFailed, BadResponse, ConnectorError, RateLimited
-from empd.connectors.protocol import auth, json_pointer
+from empd.connectors.failures import ConnectorError, RateLimited
+from empd.connectors.protocol import json_pointer
 from empd.connectors.protocol.cache import Cache, CacheConfig
 from empd.connectors.protocol.calls import ENDPOINTS_MAX, Calls, Rules
-from empd.connectors.protocol.circuit_breaker import CircuitBreaker, CircuitConfig, CircuitOpen, CircuitState
+from empd.connectors.protocol.circuit_breaker import CircuitConfig, CircuitOpen, CircuitState
 from empd.connectors.protocol.json_pointer import MISSING, Pointer
-from empd.connectors.protocol.oauth import TokenSource
-from empd.connectors.protocol.rate_headers import Left, left_of, reset_s
-from empd.connectors.protocol.rate_limit import RateLimitConfig, RateLimiter
+from empd.connectors.protocol.rate_limit import RateLimitConfig
 from empd.connectors.protocol.retry import Retries, RetryConfig, asked_wait_s, delay_s, retry_after_s
 from empd.connectors.protocol.verdicts import COMMON, Fault, Retry, Row, Trouble, VerdictTable
 from empd.errors import FailureClass
@@ -139,6 +135,61 @@ def test_the_loop_tries_what_its_row_says(status: int, times: int, repeatable: b
 def test_a_doubtful_call_is_repeated_where_that_is_allowed() -> None:
     failing = Failing(504, 1)
     assert asyncio.run(Retries(RetryConfig(base_s=1e-6)).run(failing, repeatable=False)) == "answer"
+
+
+# --- calls: turn, circuit, retry together ----------------------------------------------------------------------------
+
+
+def test_the_circuit_counts_only_what_is_the_services_fault() -> None:
+    async def run() -> None:
+        calls = Calls(Rules(RetryConfig(attempts_max=1), None, CircuitConfig(failures_max=2)), Site(service="s"))
+        for status in (503, 400, 401, 404, 429):
+            with pytest.raises(ConnectorError):
+                await calls.run("e", Failing(status, 9))
+        with pytest.raises(ConnectorError):
+            await calls.run("e", Failing(500, 9))
+        assert calls.circuits["e"].state is CircuitState.CLOSED
+        for _ in range(2):
+            with pytest.raises(ConnectorError):
+                await calls.run("e", Failing(503, 9))
+        with pytest.raises(CircuitOpen):
+            await calls.run("e", Failing(503, 0))
+        assert await calls.run("other", Failing(503, 0)) == "answer"
+        for number in range(ENDPOINTS_MAX * 2):
+            assert await calls.run(str(number), Failing(503, 0)) == "answer"
+        assert len(calls.circuits) == ENDPOINTS_MAX
+        assert calls.in_flight == 0
+
+    asyncio.run(run())
+
+
+def test_who_cannot_have_a_turn_in_time_goes_back_to_the_queue() -> None:
+    async def run() -> None:
+        calls = Calls(Rules(RetryConfig(), RateLimitConfig(per_s=0.01, wait_s_max=1)), Site())
+        assert await calls.run("e", Failing(503, 0)) == "answer"
+        with pytest.raises(RateLimited) as caught:
+            await calls.run("e", Failing(503, 0))
+        assert 90 < caught.value.retry_after_s <= 100
+
+    asyncio.run(run())
+
+
+def test_no_more_calls_at_a_time_than_declared() -> None:
+    async def run() -> None:
+        calls = Calls(Rules(RetryConfig(), RateLimitConfig(concurrent_max=2)), Site())
+        running, most = 0, 0
+
+        async def call() -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+
+        await asyncio.gather(*(calls.run("e", call) for _ in range(9)))
+        assert most == 2
+
+    asyncio.run(run())
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -289,222 +340,6 @@ def test_nothing_is_there(text: str) -> None:
     assert Pointer(text).find(DOCUMENT, None) is None
 
 
-# --- rate limits -----------------------------------------------------------------------------------------------------
-
-GAPS = st.lists(st.floats(0, 3), min_size=1, max_size=80)
-
-
-@given(GAPS, st.floats(0.5, 10), st.integers(1, 8))
-def test_a_bucket_lets_burst_and_rate_through_and_no_more(gaps: list[float], per_s: float, burst: int) -> None:
-    limiter = RateLimiter(RateLimitConfig(per_s=per_s, burst=burst))
-    times = [now_s + limiter.book(now_s) for now_s in itertools.accumulate(gaps)]
-    assert times == sorted(times)
-    for i, j in itertools.combinations(range(len(times)), 2):
-        assert j - i + 1 <= burst + (times[j] - times[i]) * per_s + 1e-6
-
-
-@given(GAPS, st.integers(1, 6), st.floats(0.1, 10))
-def test_a_window_holds_at_most_its_number(gaps: list[float], requests_max: int, window_s: float) -> None:
-    limiter = RateLimiter(RateLimitConfig(requests_max=requests_max, window_s=window_s))
-    times = [now_s + limiter.book(now_s) for now_s in itertools.accumulate(gaps)]
-    for start in range(len(times) - requests_max):
-        assert times[start + requests_max] - times[start] >= window_s - 1e-9
-
-
-def test_a_limiter_that_may_let_through_does_so_at_once() -> None:
-    limiter = RateLimiter(RateLimitConfig(per_s=2, burst=3))
-    assert [limiter.book(0.0) for _ in range(4)] == [0, 0, 0, 0.5]
-    assert limiter.book(100.0) == 0
-
-
-def test_the_services_headers_steer() -> None:
-    limiter = RateLimiter(RateLimitConfig())
-    headers = CIMultiDict({"x-ratelimit-remaining": "3", "x-ratelimit-reset": "10"})
-    limiter.observe(headers, 1, 0.0, WALL_S)
-    assert [limiter.book(0.0) for _ in range(3)] == [0, 0, 10]
-    assert limiter.book(10.0) == 0
-    limiter.hold(5, 20.0)
-    assert limiter.book(20.0) == 5
-    deaf = RateLimiter(RateLimitConfig(follow_headers=False))
-    deaf.observe(CIMultiDict({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "10"}), 0, 0.0, WALL_S)
-    assert deaf.book(0.0) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("1s", 1),
-        ("6m0s", 360),
-        ("120ms", 0.12),
-        ("1h2m3.5s", 3723.5),
-        ("30", 30),
-        ("0.5", 0.5),
-        (str(int(WALL_S) + 60), 60),
-        (str((int(WALL_S) + 60) * 1000), 60),
-        (str(int(WALL_S) - 60), 0),
-        (datetime.datetime.fromtimestamp(WALL_S + 90, datetime.UTC).isoformat(), 90),
-        ("soon", None),
-        ("", None),
-    ],
-)
-def test_resets_in_all_their_forms(text: str, seconds: float | None) -> None:
-    assert reset_s(text, WALL_S) == (None if seconds is None else pytest.approx(seconds))
-
-
-@given(st.text(max_size=60))
-def test_any_reset_is_none_or_a_wait(text: str) -> None:
-    wait_s = reset_s(text, WALL_S)
-    assert wait_s is None or 0 <= wait_s < math.inf
-
-
-def test_the_drafts_structured_field_and_several_families() -> None:
-    headers = CIMultiDict({"RateLimit": '"default";r=50;t=30', "ratelimit-remaining": "7", "ratelimit-reset": "9"})
-    assert left_of(headers, WALL_S) == [Left(7, 9), Left(50, 30)]
-    assert left_of(CIMultiDict({"x-ratelimit-remaining": "many", "x-ratelimit-reset": "1"}), WALL_S) == []
-
-
-# --- circuits --------------------------------------------------------------------------------------------------------
-
-
-class Circuit:
-    """A breaker with a clock of its own."""
-
-    def __init__(self, **config: Any) -> None:
-        self.now_s = 0.0
-        self.changes: list[str] = []
-        self.breaker = CircuitBreaker(CircuitConfig(**config), "here", lambda b, _: self.changes.append(b.state.value))
-
-    def call(self, service_fault: bool | None) -> None:
-        self.breaker.leave(self.breaker.enter(self.now_s), self.now_s, service_fault)
-
-
-def test_a_circuit_opens_probes_and_closes_as_configured() -> None:
-    circuit = Circuit(failures_max=3, window_s=10, open_s=5, open_s_max=8)
-    for fault in (True, True, False, True, True, None, True):
-        circuit.call(fault)
-    with pytest.raises(CircuitOpen, match="here") as caught:
-        circuit.call(False)
-    assert caught.value.retry_after_s == 5
-    assert (caught.value.failure, caught.value.cause) == (FailureClass.UNAVAILABLE, Cause.UPSTREAM)
-    circuit.now_s = 5
-    probe = circuit.breaker.enter(5)
-    with pytest.raises(CircuitOpen):
-        circuit.breaker.enter(5)
-    circuit.breaker.leave(probe, 6, True)
-    assert circuit.breaker.wait_s(6) == 8
-    circuit.now_s = 14
-    circuit.call(None)
-    circuit.call(False)
-    assert circuit.changes == ["open", "half_open", "open", "half_open", "closed"]
-    assert circuit.breaker.opens == 2
-
-
-def test_faults_far_apart_open_nothing() -> None:
-    circuit = Circuit(failures_max=2, window_s=10)
-    for circuit.now_s in (0.0, 11.0, 22.0, 33.0):
-        circuit.call(True)
-    assert circuit.breaker.state is CircuitState.CLOSED
-
-
-def test_a_late_answer_says_nothing_about_the_new_state() -> None:
-    circuit = Circuit(failures_max=1, open_s=5)
-    early = [circuit.breaker.enter(0) for _ in range(3)]
-    circuit.breaker.leave(early[0], 0, True)
-    circuit.breaker.leave(early[1], 1, False)
-    assert circuit.breaker.state is CircuitState.OPEN
-    probe = circuit.breaker.enter(6)
-    circuit.breaker.leave(early[2], 6, True)
-    circuit.breaker.leave(probe, 6, False)
-    assert circuit.changes == ["open", "half_open", "closed"]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["enter", "ok", "fault", "nothing", "wait"]), st.integers(0, 5)), max_size=150)
-)
-def test_a_breaker_in_any_order(steps: list[tuple[str, int]]) -> None:
-    circuit = Circuit(failures_max=3, window_s=30, open_s=4, open_s_max=9, probes_max=2, probes_ok=2)
-    breaker, tickets, probing = circuit.breaker, [], 0
-    for step, number in steps:
-        if step == "wait":
-            circuit.now_s += number
-        elif step == "enter":
-            wait_s = breaker.wait_s(circuit.now_s)
-            assert wait_s <= 9
-            try:
-                tickets.append(breaker.enter(circuit.now_s))
-                assert wait_s == 0
-            except CircuitOpen as error:
-                assert error.retry_after_s == wait_s > 0
-        elif tickets:
-            outcome = {"ok": False, "fault": True, "nothing": None}[step]
-            breaker.leave(tickets.pop(number % len(tickets)), circuit.now_s, outcome)
-        probing = sum(ticket == breaker._generation for ticket in tickets)
-        assert breaker.state is not CircuitState.HALF_OPEN or probing <= 2
-        assert breaker.state is not CircuitState.OPEN or probing == 0
-    # Whatever happened, a service that is well is served again.
-    for ticket in tickets:
-        breaker.leave(ticket, circuit.now_s, None)
-    circuit.now_s += 9
-    for _ in range(2):
-        circuit.call(False)
-    assert breaker.state is CircuitState.CLOSED
-
-
-# --- calls: turn, circuit, retry together ----------------------------------------------------------------------------
-
-
-def test_the_circuit_counts_only_what_is_the_services_fault() -> None:
-    async def run() -> None:
-        calls = Calls(Rules(RetryConfig(attempts_max=1), None, CircuitConfig(failures_max=2)), Site(service="s"))
-        for status in (503, 400, 401, 404, 429):
-            with pytest.raises(ConnectorError):
-                await calls.run("e", Failing(status, 9))
-        with pytest.raises(ConnectorError):
-            await calls.run("e", Failing(500, 9))
-        assert calls.circuits["e"].state is CircuitState.CLOSED
-        for _ in range(2):
-            with pytest.raises(ConnectorError):
-                await calls.run("e", Failing(503, 9))
-        with pytest.raises(CircuitOpen):
-            await calls.run("e", Failing(503, 0))
-        assert await calls.run("other", Failing(503, 0)) == "answer"
-        for number in range(ENDPOINTS_MAX * 2):
-            assert await calls.run(str(number), Failing(503, 0)) == "answer"
-        assert len(calls.circuits) == ENDPOINTS_MAX
-        assert calls.in_flight == 0
-
-    asyncio.run(run())
-
-
-def test_who_cannot_have_a_turn_in_time_goes_back_to_the_queue() -> None:
-    async def run() -> None:
-        calls = Calls(Rules(RetryConfig(), RateLimitConfig(per_s=0.01, wait_s_max=1)), Site())
-        assert await calls.run("e", Failing(503, 0)) == "answer"
-        with pytest.raises(RateLimited) as caught:
-            await calls.run("e", Failing(503, 0))
-        assert 90 < caught.value.retry_after_s <= 100
-
-    asyncio.run(run())
-
-
-def test_no_more_calls_at_a_time_than_declared() -> None:
-    async def run() -> None:
-        calls = Calls(Rules(RetryConfig(), RateLimitConfig(concurrent_max=2)), Site())
-        running, most = 0, 0
-
-        async def call() -> None:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0)
-            running -= 1
-
-        await asyncio.gather(*(calls.run("e", call) for _ in range(9)))
-        assert most == 2
-
-    asyncio.run(run())
-
-
 # --- cache -----------------------------------------------------------------------------------------------------------
 
 
@@ -539,106 +374,3 @@ def test_only_the_declared_parts_make_the_key(one: Any, two: Any) -> None:
     assert keys[0] == keys[1]
     assert cache.key_of({"prompt": one, "seed": None}) != keys[0]
     assert cache.key_of({"prompt": [one]}) != keys[0]
-
-
-# --- credentials -----------------------------------------------------------------------------------------------------
-
-
-def test_credentials_as_headers_and_query() -> None:
-    assert auth.headers_of(auth.ApiKeyAuth(api_key="k", header="X-Goog-Api-Key")) == {"X-Goog-Api-Key": "k"}
-    assert auth.headers_of(auth.ApiKeyAuth(api_key="k", header="Authorization", prefix="Key ")) == {
-        "Authorization": "Key k"
-    }
-    in_query = auth.ApiKeyAuth(api_key="k", query="token")
-    assert (auth.headers_of(in_query), auth.query_of(in_query)) == ({}, {"token": "k"})
-    assert auth.headers_of(auth.BearerAuth(token="t")) == {"Authorization": "Bearer t"}
-    assert auth.headers_of(auth.BasicAuth(username="Aladdin", password="open sesame")) == {
-        "Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
-    }
-    assert auth.headers_of(None) == {}
-    assert "open sesame" in auth.secrets_of(auth.BasicAuth(username="Aladdin", password="open sesame"))
-
-
-class TokenEndpoint:
-    """Answers token requests in order, and keeps them."""
-
-    def __init__(self, *answers: str) -> None:
-        self.answers = list(answers)
-        self.asked: list[tuple[dict[str, str], str]] = []
-
-    async def post(self, url: str, headers: dict[str, str], body: str) -> str:
-        self.asked.append((headers, body))
-        await asyncio.sleep(0)
-        return self.answers[len(self.asked) - 1]
-
-
-def token(value: str, **more: Any) -> str:
-    fields = {"access_token": value, "token_type": "Bearer", "expires_in": 100, **more}
-    return str(fields).replace("'", '"')
-
-
-def source(endpoint: TokenEndpoint, clock: Any, **config: Any) -> TokenSource:
-    whole = {"token_url": "https://example.test/token", "client_id": "me", "client_secret": "secret", **config}
-    return TokenSource(auth.OAuth2Auth(**whole), endpoint.post, clock, lambda secrets: None)
-
-
-def test_one_fetch_serves_all_and_one_renewal_too() -> None:
-    async def run() -> None:
-        now_s = 0.0
-        endpoint = TokenEndpoint(token("first"), token("second"), token("third"))
-        tokens = source(endpoint, lambda: now_s, scope=("a", "b"), extra={"audience": "x"})
-        assert set(await asyncio.gather(*(tokens.get() for _ in range(20)))) == {"first"}
-        assert set(await asyncio.gather(*(tokens.renew("first") for _ in range(20)))) == {"second"}
-        now_s = 69.0
-        assert await tokens.get() == "second"
-        now_s = 71.0
-        assert await tokens.get() == "third"
-        headers, body = endpoint.asked[0]
-        assert headers["Authorization"] == auth.basic("me", "secret")
-        assert {"grant_type=client_credentials", "scope=a+b", "audience=x"} <= set(body.split("&"))
-        assert len(endpoint.asked) == 3
-
-    asyncio.run(run())
-
-
-def test_a_refresh_token_is_used_and_replaced() -> None:
-    async def run() -> None:
-        endpoint = TokenEndpoint(token("one", refresh_token="r2"), token("two"))
-        tokens = source(endpoint, lambda: 0.0, refresh_token="r1", client_in="body")
-        await tokens.get()
-        await tokens.renew("one")
-        assert "refresh_token=r1" in endpoint.asked[0][1]
-        assert "refresh_token=r2" in endpoint.asked[1][1]
-        assert "client_secret=secret" in endpoint.asked[0][1]
-        assert "Authorization" not in endpoint.asked[0][0]
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [('{"error": "invalid_client"}', AuthFailed), ("<html>", BadResponse), ('{"token_type": "x"}', BadResponse)],
-)
-def test_a_token_endpoint_that_gives_none(answer: str, kind: type[ConnectorError]) -> None:
-    async def run() -> None:
-        await source(TokenEndpoint(answer), lambda: 0.0).get()
-
-    with pytest.raises(kind):
-        asyncio.run(run())
-
-
-def test_secrets_do_not_travel_in_the_open() -> None:
-    with pytest.raises(AuthFailed, match="not https"):
-        source(TokenEndpoint(), lambda: 0.0, token_url="http://example.test/token")
-
-
-def test_a_job_that_is_cancelled_leaves_the_token_to_the_others() -> None:
-    async def run() -> None:
-        tokens = source(TokenEndpoint(token("first")), lambda: 0.0)
-        one, two = asyncio.create_task(tokens.get()), asyncio.create_task(tokens.get())
-        await asyncio.sleep(0)
-        one.cancel()
-        assert await two == "first"
-        await tokens.close()
-
-    asyncio.run(run())

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
+import pytest
 from test_connectors_seam import Port
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -157,3 +158,37 @@ async def until(condition: Callable[[], Any], what: str = "") -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+async def send(connection: ServerConnection, **message: Any) -> None:
+    await connection.send(json.dumps(message))
+
+
+async def answers(server: Peer, connection: ServerConnection, message: dict[str, Any]) -> None:
+    """Progress, then twice the payload."""
+    if message["type"] == "job":
+        await send(connection, type="job_submit", id=message["id"])
+        await send(connection, type="job_progress", id=message["id"], fraction=0.5)
+        await send(connection, type="job_complete", id=message["id"], result=message["payload"] * 2)
+
+
+async def takes(server: Peer, connection: ServerConnection, message: dict[str, Any]) -> None:
+    """Takes jobs and says nothing; confirms a cancel."""
+    if message["type"] == "cancel":
+        await send(connection, type="job_cancelled", id=message["id"])
+
+
+async def breaks(server: Peer, connection: ServerConnection, message: dict[str, Any]) -> None:
+    """Cuts the first connection as soon as it has the job, without a word."""
+    if len(server.connections) == 1:
+        connection.transport.abort()
+    else:
+        await answers(server, connection, message)
+
+
+async def cancelled(connector: Any, context: Any, job: asyncio.Task[Any]) -> None:
+    """As a worker does it."""
+    context.mark_stopping("cancelled")
+    await connector.cancel(context.job, context)
+    with pytest.raises(ConnectorError):
+        await job

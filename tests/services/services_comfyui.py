@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +16,9 @@ from empd.connectors.base import Site
 from empd.connectors.context import Context, JobDetails, JobView
 from empd.connectors.endpoints import Endpoints
 from empd.connectors.service.comfyui.connector import ComfyUIConnector
+from empd.job import format_id
 from empd.media import media_type
+from tests.doubles.comfyui import ComfyUIDouble
 
 FAST = {"poll_interval_s": 0.2, "outage_s_max": 3.0, "retry": {"attempts_max": 2, "base_s": 0.05}}
 WAIT_S = 60.0
@@ -184,3 +186,40 @@ def with_output(class_type: str, color: int = BLUE, **inputs: Any) -> Graph:
     del graph["3"]
     graph["4"] = {"class_type": class_type, "inputs": {"images": ["2", 0], **inputs}}
     return graph
+
+
+def failing(kind: str, message: str = "boom") -> Any:
+    """A graph whose node 9 raises."""
+    graph = picture()
+    graph["9"] = {"class_type": "RaiseError", "inputs": {"image": ["1", 0], "exception_type": kind, "message": message}}
+    graph["2"]["inputs"]["image"] = ["9", 0]
+    return graph
+
+
+Body = Callable[[ComfyUIDouble, ComfyUIConnector], Awaitable[None]]
+
+
+def against_the_double(
+    body: Body, name: str = "ComfyUILocalConnector", double: dict[str, Any] | None = None, **config: Any
+) -> None:
+    """Runs a test's body; whatever it did, no prompt was submitted before someone listened, and none was hit that
+    nobody wanted to hit."""
+
+    async def run() -> None:
+        async with ComfyUIDouble(**(double or {})) as server, opened(server.url, name, **config) as connector:
+            await body(server, connector)
+            assert server.counts.deaf_submissions == 0
+            assert server.counts.interrupts_global == 0
+
+    asyncio.run(run())
+
+
+async def running(server: ComfyUIDouble, job: Attempt) -> str:
+    """Waits until a job's prompt runs; its id."""
+
+    def prompt_id() -> str:
+        assert not job.task.done(), job.task.exception()
+        found = server.running.prompt_id if server.running and job.port.fractions else ""
+        return found if f"-{format_id(job.context.job_id)}-" in found else ""
+
+    return await until(prompt_id, "the prompt to run")
