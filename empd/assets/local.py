@@ -32,6 +32,7 @@ from empd.assets.content import Block, Intake
 from empd.assets.naming import Mark, Naming, epoch_of
 from empd.assets.notes import NOTES
 from empd.assets.store import Request, Stored, check_rival, is_leftover
+from empd.disk import sync_directory
 from empd.errors import FailureClass
 from empd.media import media_type
 
@@ -169,7 +170,7 @@ class LocalStore:
         for folder in path.parent.parents:
             if folder == self._root.parent:
                 break
-            _fsync_folder(folder)
+            sync_directory(folder)
 
     def _sweep(self, naming: Naming, keep: Collection[str]) -> int:
         removed = 0
@@ -261,14 +262,6 @@ def _locked(folder: Path) -> Iterator[int]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
-    finally:
-        os.close(fd)
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
 

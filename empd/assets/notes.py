@@ -19,6 +19,7 @@ import msgspec
 
 from empd import clock
 from empd.assets.naming import Mark, Naming
+from empd.disk import sync_directory
 from empd.job import format_id
 
 NOTES = ".attempts"
@@ -87,11 +88,7 @@ def hold(root: Path, note: Note) -> Held:
         os.write(fd, msgspec.json.encode(note))
         os.fsync(fd)
         os.rename(begun, path)
-        folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder_fd)
-        finally:
-            os.close(folder_fd)
+        sync_directory(folder)
     except BaseException:  # raised again; nobody holds what has no note
         os.close(fd)
         raise

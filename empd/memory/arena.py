@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 
 from empd import clock
+from empd.disk import sync_directory
 from empd.errors import BlobMissing, FailureClass, Refused
 from empd.payload import ENCODINGS, BlobRef
 
@@ -92,7 +93,7 @@ class BlobWriter:
                 os.fsync(self._fd)
             os.rename(self._part, self._path)
             if self._sync:
-                _fsync_directory(self._path.parent)
+                sync_directory(self._path.parent)
         except OSError as error:
             self.abort()
             with contextlib.suppress(FileNotFoundError):
@@ -341,8 +342,8 @@ class Arena:
             _make_directory(directory, group)
             if self._sync:
                 # Whoever made the fan-out directory may have died before its entry was on the disk.
-                _fsync_directory(self.spool_dir)
-                _fsync_directory(self.spool_dir.parent)
+                sync_directory(self.spool_dir)
+                sync_directory(self.spool_dir.parent)
         self._ready.add(directory)
 
 
@@ -379,14 +380,6 @@ def _read_rest(fd: int, first: bytes, size: int) -> bytes:
         pieces.append(piece)
         have += len(piece)
     return b"".join(pieces)
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _refusal(error: OSError, directory: Path) -> Refused:

@@ -14,7 +14,6 @@ from empd import prctl
 from empd.internal import ServerInstance
 from empd.lifecycle import parent_is_gone
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _EXIT_ORPHAN = 71
 _CONNECT_S = 1.0
 
@@ -63,20 +62,3 @@ def is_taken(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), _CONNECT_S):
         return True
     return False
-
-
-def members(session: int) -> dict[int, int]:
-    """The processes of a session that are not zombies, and the bytes of memory that each has resident."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            stat = Path(f"/proc/{entry}/stat").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        # The command name may hold spaces and parentheses: fields are counted from the last ")".
-        fields = stat[stat.rindex(b")") + 2 :].split()
-        if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
-            found[int(entry)] = int(fields[21]) * _PAGE_BYTES
-    return found

@@ -33,7 +33,8 @@ from empd.internal import ServerInstance, instance_for, log_path
 from empd.lifecycle import Child, ChildKind, Control, Exit, Notice
 from empd.memory.board import UNKNOWN, Activity, Board, SlotState
 from empd.memory.layout import SPARES
-from empd.server.launch import dump_stacks, is_taken, launch, members
+from empd.processes import session_members
+from empd.server.launch import dump_stacks, is_taken, launch
 from empd.server.output import Output
 
 _log = logging.getLogger("empd.server")
@@ -163,7 +164,7 @@ class Keeper:
 
     def _kill(self) -> None:
         """Every process of this session but this one."""
-        for pid in members(os.getpid()):
+        for pid in session_members(os.getpid()):
             if pid != os.getpid():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
@@ -247,7 +248,7 @@ class Keeper:
             self._tell(Notice.KILL, Exit.HUNG)
 
     def _on_well(self) -> None:
-        self._rss_bytes = sum(size for pid, size in members(os.getpid()).items() if pid != os.getpid())
+        self._rss_bytes = sum(size for pid, size in session_members(os.getpid()).items() if pid != os.getpid())
         if not self._is_ready:
             self._is_ready = True
             # No limit below what the idle server needs could ever hold.

@@ -7,7 +7,6 @@ The version is SQLite's `user_version`; `application_id` says which of empd's fi
 from __future__ import annotations
 
 import importlib.resources
-import os
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
@@ -64,12 +63,3 @@ def migrate(connection: sqlite3.Connection, name: str, application_id: int, curr
         script = importlib.resources.files("empd.store").joinpath(f"{name}_{version}.sql").read_text()
         identity = f"PRAGMA application_id={application_id};\nPRAGMA user_version={version};"
         connection.executescript(f"BEGIN IMMEDIATE;\n{script}\n{identity}\nCOMMIT;")
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

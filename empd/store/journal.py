@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from empd import clock
+from empd.disk import sync_directory
 from empd.errors import JournalDamaged, JournalError, JournalNewer
 from empd.store import database
 from empd.store.mark import Mark, MarkFile
@@ -147,7 +148,7 @@ class SqliteJournal:
             connection = database.connect(path, _pragmas(durability))
             database.migrate(connection, "journal", APPLICATION_ID, version, SCHEMA_VERSION)
             if version == 0 and durability == "fsync":
-                database.sync_directory(path.parent)
+                sync_directory(path.parent)
             reserve = DiskReserve(path.with_suffix(".reserve"), reserve_bytes)
             journal = cls(path, connection, mark, reserve)
             journal._load(DURABILITIES.index(durability), accept_loss)

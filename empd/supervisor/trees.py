@@ -14,6 +14,7 @@ import signal
 from pathlib import Path
 from typing import Protocol
 
+from empd.processes import session_members
 from empd.supervisor.sentinel import Sentinel
 
 _log = logging.getLogger("empd.supervisor")
@@ -45,23 +46,6 @@ class Trees(Protocol):
 
     def remove(self, name: str, session: int) -> None:
         """After the tree is empty."""
-
-
-def session_members(session: int) -> list[int]:
-    """Processes of a session that are not zombies. Reads /proc once."""
-    members = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            stat = Path(f"/proc/{entry}/stat").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        # The command name may hold spaces and parentheses: fields are counted from the last ")".
-        state, _, _, found = stat[stat.rindex(b")") + 2 :].split(None, 4)[:4]
-        if int(found) == session and state not in (b"Z", b"X"):
-            members.append(int(entry))
-    return members
 
 
 class ProcessGroups:

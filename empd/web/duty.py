@@ -25,7 +25,12 @@ class Duty(ABC):
     async def stop(self) -> None:
         """Stops; what runs in a thread is waited for by its owner. Stopping twice is fine."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end(task)
+
+
+async def end(task: asyncio.Task[None] | None) -> None:
+    """Cancels a task that never ends by itself; returns when it has."""
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from empd.errors import EmpdError
 from empd.web import render
+from empd.web.duty import end
 from empd.web.gateway import Gateway
 from empd.web.transitions import KINDS, Row, Transition, of_row
 from empd.wire.frames import Reset, Rows
@@ -176,10 +177,7 @@ class Feed:
     async def stop(self) -> None:
         """Stops. Stopping twice is fine."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end(task)
 
     async def replay(self, after_seq: int, through_seq: int, job_id: int | None) -> AsyncGenerator[Event, None]:
         """The events in the rows after `after_seq` up to `through_seq`. Where rows are gone, first a `reset`."""

@@ -8,34 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.box import WAIT_S, is_alive, wait_until
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-WAIT_S = 60.0
-
-
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = WAIT_S) -> Any:
-    """Polls until the condition gives something true, and returns that."""
-    deadline_s = time.monotonic() + limit_s
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline_s, f"waited {limit_s:g} s in vain for {what}"
-        time.sleep(0.005)
-
-
-def is_alive(pid: int) -> bool:
-    """The process exists and is not a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat[stat.rindex(")") + 2] not in "ZX"
 
 
 def mapping_of(workers: int = 2, *, gpu: bool = False) -> dict[str, Any]:

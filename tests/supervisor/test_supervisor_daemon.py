@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from supervisor_daemon import Daemon, is_alive, mapping_of, wait_until
+from supervisor_daemon import Daemon, mapping_of
 
 from empd.lifecycle import ChildKind, Exit, Notice
+from tests.box import is_alive, wait_until
 
 
 def records(daemon: Daemon, what: str, name: str, **fields: object) -> list[dict]:

@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-from supervisor_daemon import is_alive, wait_until
 
 from empd.supervisor.devices import enumerate_in_child, find
+from tests.box import is_alive, wait_until
 
 A100 = {"index": 0, "uuid": "GPU-a", "name": "A100", "memory_total_bytes": 80 << 30}
 T4 = {"index": 1, "uuid": "GPU-b", "name": "T4", "memory_total_bytes": 16 << 30}

@@ -8,9 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from supervisor_daemon import Daemon, wait_until
+from supervisor_daemon import Daemon
 
 from empd.supervisor import notify
+from tests.box import wait_until
 
 
 class Listener:

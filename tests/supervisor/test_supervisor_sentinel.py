@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from supervisor_children import fork_sleeper
-from supervisor_daemon import is_alive, wait_until
 
 from empd.supervisor.trees import ProcessGroups
+from tests.box import is_alive, wait_until
 
 
 def sentinels() -> list[int]:

@@ -8,7 +8,9 @@ import random
 import signal
 from pathlib import Path
 
-from supervisor_daemon import Daemon, is_alive, mapping_of, wait_until
+from supervisor_daemon import Daemon, mapping_of
+
+from tests.box import is_alive, wait_until
 
 ROUNDS = 120
 WAYS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGSTOP)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from supervisor_children import fork_sleeper
-from supervisor_daemon import is_alive, wait_until
 
 from empd import prctl
+from empd.processes import session_members
 from empd.supervisor import trees
-from empd.supervisor.trees import Cgroups, ProcessGroups, session_members
+from empd.supervisor.trees import Cgroups, ProcessGroups
+from tests.box import is_alive, wait_until
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_names_with_parentheses_do_not_confuse_the_reader():
         os.setsid()
         signal.pause()
     wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "a) Z 1 (b\n", "the name")
-    wait_until(lambda: session_members(pid) == [pid], "the session to be seen")
+    wait_until(lambda: list(session_members(pid)) == [pid], "the session to be seen")
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 

@@ -20,22 +20,12 @@ from empd import lifecycle
 from empd.lifecycle import ChildKind, Control, Notice
 from empd.memory.board import UNKNOWN, Board, Gauges, Identity
 from empd.telemetry.nvml import Flag
+from tests.box import wait_until
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ENTRY = HERE / "telemetry_entry.py"
 GIB = 1 << 30
-
-
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:
-    """Polls until the condition gives something true, and returns that."""
-    deadline_s = time.monotonic() + limit_s
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline_s, f"waited {limit_s:g} s in vain for {what}"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")
