@@ -77,7 +77,7 @@ class AsyncClient:
             await self.wait_for(lambda: len(conversation.open) < self.window, None)
         handle = AsyncJobHandle(0, self)
         conversation.submit(handle, raw, carried, idempotency_key or "")
-        self._pump.exchange()
+        self._pump.submitted()
         return handle
 
     async def submit_many(

@@ -112,6 +112,11 @@ class AsyncPump:
         if conversation.unknown and self._history_task is None and self._loop is not None:
             self._history_task = self._loop.create_task(self._ask_history())
 
+    def submitted(self) -> None:
+        """A job was submitted: moves bytes, unless it has to wait for an answer, of which the event loop tells."""
+        if not self._conversation.submissions.held_back:
+            self.exchange()
+
     def _tell(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:

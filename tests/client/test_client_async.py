@@ -66,6 +66,30 @@ def test_submit_and_result(folder: Path, run: Runner) -> None:
         run(main(double.endpoint))
 
 
+def test_single_submits_in_a_row_do_not_look_at_the_socket_each(folder: Path, run: Runner) -> None:
+    async def main(endpoint: str) -> None:
+        async with AsyncClient(endpoint) as client:
+            await client.connect()
+            channel, looks = client._pump._channel, 0
+            assert channel is not None
+            receive = channel.receive
+
+            def nothing() -> list[bytes]:
+                nonlocal looks
+                looks += 1
+                return []
+
+            channel.receive = nothing  # type: ignore[method-assign]
+            handles = [await client.submit("s", n) for n in range(600)]
+            assert looks == 6, "twice for the first job, and for each full frame"
+            channel.receive = receive  # type: ignore[method-assign]
+            client._pump.exchange()
+            assert [await handle.result(60) for handle in handles] == list(range(600))
+
+    with serving(folder, ModelBroker()) as double:
+        run(main(double.endpoint))
+
+
 def test_it_connects_at_its_first_use(folder: Path, run: Runner) -> None:
     async def main(endpoint: str) -> None:
         client = AsyncClient(endpoint)
