@@ -104,12 +104,16 @@ bench-peers: $(PEERS)/.ready
 	@PATH=$$PATH:/usr/sbin PYTHONPATH=bench $(PEERS)/bin/python -m peers --json .bench/peers.jsonl $(PEERS_OPTIONS); found=$$?; \
 	   $(BIN)/empd bench report $$(ls .bench/empd.jsonl 2>/dev/null) .bench/peers.jsonl --into .bench && exit $$found
 
+# empd is measured there with the libraries that it is tested with; the rest is as the peers want it.
 $(PEERS)/.ready: $(READY) bench/peers/requirements.txt
 	@.ci/system-packages peers
 	@echo "setting up $(PEERS)"
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install hatchling editables -r bench/peers/requirements.txt
-	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-build-isolation -e .
+	@grep -E '^(aiohttp|msgspec|pyzmq|uvloop)==' requirements-dev.lock > $(PEERS)/constraints.txt
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c $(PEERS)/constraints.txt \
+	   hatchling editables -r bench/peers/requirements.txt
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c $(PEERS)/constraints.txt \
+	   --no-build-isolation -e .
 	@touch $@
 
 # The tables and plots that the pages show, from the last `make bench` and `make bench-peers`.

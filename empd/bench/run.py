@@ -21,6 +21,8 @@ from empd.bench.scenarios import SCENARIOS
 
 Line = dict[str, Any]
 CONNECT_TIMEOUT_S = 5.0
+SERVICE = "echo"
+"""Of a daemon as shipped: it gives back what it gets, at once."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +35,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     matrix: bool = False
     place: str = PLACE
     endpoint: str = ""
-    service: str = "noop"
+    service: str = SERVICE
 
     def chosen(self) -> list[Scenario]:
         """The scenarios, floors first. Raises BenchError for one that is not, or cannot be measured on a running

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 import msgspec
 
-from empd.bench.run import Plan, run
+from empd.bench.run import SERVICE, Plan, run
 from empd.bench.scenarios import SCENARIOS
 from empd.cli import options, output
 from empd.cli.codes import ExitCode
@@ -50,7 +50,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.group(invoke_without_command=True)
 @scenario_option
 @click.option("--endpoint", metavar="URL", help="Measure the daemon there, and not one of the bench's own.")
-@click.option("--service", default="noop", show_default=True, help="With --endpoint: its service that does nothing.")
+@click.option("--service", default=SERVICE, show_default=True, help="With --endpoint: its service that does nothing.")
 @quick_option
 @click.option("--runs", type=click.IntRange(1), metavar="N", help="Runs of each figure.  [default: the scenario's]")
 @click.option("--matrix", is_flag=True, help="Throughput in all 81 combinations of its axes: half an hour more.")
@@ -63,7 +63,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def bench(context: click.Context, /, **given: Any) -> int:
     """Measure daemons of this command's own, or a running one; each figure beside its bound.
 
-    All scenarios take about 20 minutes, with --quick 4; -s takes some of them. Close what else runs. Lines say how and
+    All scenarios take about 20 minutes, with --quick 3; -s takes some of them. Close what else runs. Lines say how and
     where they were measured, so that files can be compared later; what is measured when it is interrupted is shown.
     """
     if context.invoked_subcommand is not None:

@@ -135,6 +135,12 @@ def test_a_daemon_is_asked_for_its_service_first(tmp_path: Path) -> None:
         check(Plan(endpoint=f"ipc://{tmp_path}/none.sock"))
 
 
+def test_a_daemon_as_shipped_has_the_service() -> None:
+    file = json.loads((Path(__file__).parents[2] / "etc" / "service-mapping.json").read_text())
+    service = file["services"][Plan().service]
+    assert (service["connector"], service["api_config"]["duration_s"]) == ("SimulationConnector", 0)
+
+
 def test_a_missing_package_is_missed_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
     check(Plan(scenarios=("idle",)))

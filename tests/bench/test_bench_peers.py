@@ -16,7 +16,7 @@ import msgspec
 import psutil
 import pytest
 
-from empd.bench import processes, report
+from empd.bench import machine, processes, report
 from empd.bench.peers import PEERS
 from empd.bench.running import BenchError, wait_until
 
@@ -268,9 +268,17 @@ def test_the_pins_are_those_of_the_extra() -> None:
     assert all("==" in line for line in pins)
 
 
-def test_the_report_shows_peers(tmp_path: Path) -> None:
-    from empd.bench import machine
+def test_empd_is_measured_there_with_the_libraries_of_its_tests() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    found = re.search(r"grep -E '\^\(([^)]+)\)==' requirements-dev\.lock", makefile)
+    assert found
+    assert tuple(sorted(found[1].split("|"))) == tuple(sorted(machine.LIBRARIES))
+    locked = {line.partition("==")[0] for line in (ROOT / "requirements-dev.lock").read_text().splitlines()}
+    assert set(machine.LIBRARIES) <= locked
+    assert makefile.count("-c $(PEERS)/constraints.txt") == 2
 
+
+def test_the_report_shows_peers(tmp_path: Path) -> None:
     where = {**machine.describe("/tmp"), "quick": True, "endpoint": ""}
     lines = []
     for setting in ("fast", "durable"):

@@ -121,6 +121,12 @@ def test_samples_are_drawn_in_order_with_the_bounds_of_their_shares() -> None:
         assert text in svg
 
 
+def test_numbers_on_the_axes_are_written_out() -> None:
+    figures = [median_of(f"{n}", "jobs/s", [10.0**n], axes={"waiting": n}) for n in (3, 6)]
+    svg = plots.draw(Plot("logarithmic", "waiting", log_y=True), lines("backlog", *figures))
+    assert ">1,000,000<" in svg
+
+
 def test_a_bound_stands_where_it_holds() -> None:
     def drawn(*targets: Target | None) -> str:
         figures = [

@@ -26,6 +26,7 @@ from empd.bench.scenario import (
     claim,
     connector,
     cost,
+    cost_journal,
     daemon_loss,
     growth,
     idle,
@@ -315,6 +316,22 @@ def test_cost(where: Where) -> None:
     assert found["cost.alone.broker"].value > found["cost.batch256.broker"].value > 0
     assert found["cost.alone.journal"].value > found["cost.batch256.journal"].value > 0, "a commit for many, or for one"
     assert found["cost.batch256.written"].value > 100, "each payload is written once at least"
+
+
+def test_the_journal_is_charged_in_as_many_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Appended again row by row it would cost many times what it does."""
+    commits: list[int] = []
+    real = cost_journal.SqliteJournal.commit
+
+    def commit(journal: cost_journal.SqliteJournal) -> int:
+        commits.append(journal.last_seq)
+        return real(journal)
+
+    monkeypatch.setattr(cost_journal.SqliteJournal, "commit", commit)
+    rows = [cost_journal.Row(seq, 1, 2, 3, b"body") for seq in range(101, 111)]
+    assert cost_journal.again_s(rows, 4, str(tmp_path)) > 0
+    assert commits == [0, 3, 6, 9], "ten rows in four commits, numbered anew"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_connector_beside_bare_requests(where: Where) -> None:

@@ -1,5 +1,8 @@
-"""What one job costs: CPU in each process, bytes written, bytes while it waits. The cost model in bench/README.md is
-made of these."""
+"""What one durable job costs: CPU in each process, bytes written, bytes that are kept.
+
+`batch256`: in calls of 256; `single`: one by one, without waiting; `alone`: each after the other's result. What
+the journal takes is a part of the broker's. The cost model in bench/README.md is made of these.
+"""
 
 from __future__ import annotations
 

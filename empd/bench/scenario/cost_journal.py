@@ -67,10 +67,11 @@ def journal_us(daemon: Running, place: str, run: Callable[[int], object], jobs: 
     with Written(daemon) as written:
         run(jobs)
         rows, commits = written.so_far()
-    return [_again_s(rows, commits, place) * 1e6 / jobs for _ in range(runs)]
+    return [again_s(rows, commits, place) * 1e6 / jobs for _ in range(runs)]
 
 
-def _again_s(rows: Sequence[Row], commits: int, place: str) -> float:
+def again_s(rows: Sequence[Row], commits: int, place: str) -> float:
+    """Seconds of CPU for these rows in so many commits to a new journal."""
     each = -(-len(rows) // max(commits, 1))
     numbered = [row._replace(seq=seq) for seq, row in enumerate(rows, 1)]
     with tempfile.TemporaryDirectory(prefix="empd-bench-", dir=place) as directory:
