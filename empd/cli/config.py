@@ -11,8 +11,9 @@ from empd.cli import options, output
 from empd.cli.codes import ExitCode
 from empd.cli.commands import Suggesting
 from empd.errors import ConfigError
+from empd.loading import load_with_sources
 from empd.mapping import Mapping
-from empd.settings import SETTINGS, Settings, load_with_sources, plain
+from empd.settings import SETTINGS, Settings, plain
 
 _FILES = [
     click.option("--config", type=click.Path(path_type=Path), help="The settings file."),

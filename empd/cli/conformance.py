@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from empd import settings
+from empd import loading
 from empd.cli import options, output
 from empd.cli.codes import ExitCode
 from empd.errors import ConfigError
@@ -83,7 +83,7 @@ def _case(name: str, given: dict[str, Any]) -> Case:
     from empd.connectors.conformance import NOTHING, Case, case_of
     from empd.connectors.registry import ConnectorUnavailable
 
-    places = ["" if sys.path[0] == "" else str(Path.cwd()), *map(str, settings.load_places().settings.python_path)]
+    places = ["" if sys.path[0] == "" else str(Path.cwd()), *map(str, loading.load_places().settings.python_path)]
     sys.path[:0] = [place for place in places if place not in sys.path]
     own = not (given["mapping"] or given["url"] or given["config"])
     if own:

@@ -19,8 +19,8 @@ from empd.client.endpoint import find_endpoint
 from empd.connectors import registry
 from empd.connectors.description import abilities_of, description_of
 from empd.errors import ConfigError, EmpdError
+from empd.loading import load_with_sources
 from empd.mapping import Mapping
-from empd.settings import load_with_sources
 
 
 @click.group(cls=Suggesting)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from empd import settings
+from empd import loading
 from empd.errors import FailureClass, NotRunning, Refused
 
 REQUEST_TIMEOUT_S = 10.0
@@ -19,9 +19,7 @@ EVENT_TIMEOUT_S = 60.0  # a silent stream is pinged every 15 s
 
 def directory(endpoint: str) -> Path:
     """The runtime directory of the daemon at a local endpoint."""
-    return (
-        Path(endpoint.removeprefix("ipc://")).parent if endpoint.startswith("ipc://") else settings.load().runtime_dir
-    )
+    return Path(endpoint.removeprefix("ipc://")).parent if endpoint.startswith("ipc://") else loading.load().runtime_dir
 
 
 def address(endpoint: str) -> str | None:

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from empd import __version__
+from empd.loading import load
 from empd.mapping import Mapping
-from empd.settings import SETTINGS, Setting, Settings, load
+from empd.settings import SETTINGS, Setting, Settings
 
 
 def _option(row: Setting) -> click.Option:

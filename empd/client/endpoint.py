@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from empd import settings
+from empd import loading
 from empd.errors import ConfigError, NotRunning
 
 HISTORY_SOCKET_NAME = "history.sock"
@@ -24,7 +24,7 @@ def find_endpoint(endpoint: str | None = None) -> str:
         if not given.startswith(("ipc://", "tcp://")):
             raise ConfigError([f"{given!r} is not an endpoint; accepted: ipc://PATH or tcp://HOST:PORT"])
         return given
-    found, sources = settings.load_places()
+    found, sources = loading.load_places()
     own = found.clients_endpoint
     said = {sources["endpoint"], sources["runtime_dir"]} != {"default"}
     if said or Path(own.removeprefix("ipc://")).exists() or not _reachable(SYSTEM_SOCKET):
@@ -38,7 +38,7 @@ def find_history(endpoint: str) -> str:
     if endpoint.startswith("tcp://"):
         return ""
     if not endpoint.startswith("ipc:///"):
-        return settings.load().history_endpoint
+        return loading.load().history_endpoint
     return f"ipc://{Path(endpoint.removeprefix('ipc://')).parent / HISTORY_SOCKET_NAME}"
 
 
@@ -50,7 +50,7 @@ def find_keys(endpoint: str, curve_dir: str | Path | None = None) -> Path | None
     if not endpoint.startswith("tcp://"):
         return None
     given = curve_dir or os.environ.get("EMPD_CURVE_DIR")
-    found = Path(given) if given else settings.load().curve_dir
+    found = Path(given) if given else loading.load().curve_dir
     if found is None:
         wanted = "the directory with client.key_secret and server.key"
         raise ConfigError(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from empd.settings import load
+from empd.loading import load
 
 
 class Ran(NamedTuple):

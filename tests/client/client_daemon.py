@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from empd import mapping, settings
+from empd import loading, mapping
 from empd.client import Client
 from empd.errors import NotRunning
+from empd.settings import Settings
 from empd.supervisor.process import run
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +110,8 @@ def main(folder: str) -> int:
         "http": "127.0.0.1:0",
     }
 
-    def load() -> tuple[settings.Settings, mapping.Mapping]:
-        loaded = settings.load(flags)
+    def load() -> tuple[Settings, mapping.Mapping]:
+        loaded = loading.load(flags)
         return loaded, mapping.Mapping.load(loaded.mapping)
 
     return run(*load(), load)

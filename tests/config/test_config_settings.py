@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from empd import settings as settings_module
+from empd import loading
 from empd.checking import format_size, parse_size
 from empd.errors import ConfigError
+from empd.loading import load, load_places, load_with_sources
 from empd.samples import sample_toml, settings_schema
-from empd.settings import SETTINGS, Settings, load, load_places, load_with_sources
+from empd.settings import SETTINGS, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,8 +25,8 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _no_system_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What this machine has in /etc/empd must not show."""
-    monkeypatch.setattr(settings_module, "CONFIG_FILE", tmp_path / "absent" / "empd.toml")
-    monkeypatch.setattr(settings_module, "MAPPING_FILE", tmp_path / "absent" / "service-mapping.json")
+    monkeypatch.setattr(loading, "CONFIG_FILE", tmp_path / "absent" / "empd.toml")
+    monkeypatch.setattr(loading, "MAPPING_FILE", tmp_path / "absent" / "service-mapping.json")
 
 
 def problems_of(flags: dict[str, object] | None = None, environ: dict[str, str] | None = None) -> list[str]:
@@ -210,8 +211,8 @@ def test_directories_default_to_systemd_then_xdg_then_home() -> None:
 def test_system_files_are_taken_where_they_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = written(tmp_path, "drain_s = 3")
     (tmp_path / "m.json").write_text("{}")
-    monkeypatch.setattr(settings_module, "CONFIG_FILE", path)
-    monkeypatch.setattr(settings_module, "MAPPING_FILE", tmp_path / "m.json")
+    monkeypatch.setattr(loading, "CONFIG_FILE", path)
+    monkeypatch.setattr(loading, "MAPPING_FILE", tmp_path / "m.json")
     settings = load({}, {})
     assert (settings.config, settings.mapping, settings.drain_s) == (path, tmp_path / "m.json", 3.0)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from empd.settings import Settings, load
+from empd.loading import load
+from empd.settings import Settings
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICE = UNITS / "empd.service"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from empd.errors import NotRunning
+from empd.loading import load
 from empd.memory.arena import Arena
-from empd.settings import load
 from empd.web.archive import Archive
 from empd.web.gateway import Gateway
 from empd.web.leftovers import Leftovers

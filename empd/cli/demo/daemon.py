@@ -16,7 +16,8 @@ from typing import Any
 
 from empd.client import Client
 from empd.errors import EmpdError, NotRunning
-from empd.settings import SETTINGS, load
+from empd.loading import load
+from empd.settings import SETTINGS
 
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
