@@ -20,9 +20,9 @@ from empd.bench.tables import Table
 
 ROOT = Path(__file__).parents[1]
 PLOTS = {
-    "throughput": ("throughput.throughput-by-durability-and-batch.svg", "jobs/s by durability and jobs in a call"),
+    "throughput": ("throughput.throughput-by-durability-and-batch.svg", "jobs/s by durability and batch"),
     "cost": ("cost.cpu-of-one-durable-job.svg", "what a job costs each process"),
-    "peers-throughput": ("peers.throughput-jobs-s.svg", "jobs/s of empd and other job systems"),
+    "peers-throughput": ("peers.throughput-jobs-s.svg", "jobs/s beside other systems"),
     "peers-recovery": (
         "peers.a-killed-worker-s-job-starts-again-after-ms.svg",
         "how long after its worker was killed a job starts again",

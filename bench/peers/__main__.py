@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import click
 import msgspec
 import psutil
 
+from empd.bench.daemon import PLACE
 from empd.bench.figures import Target, median_of
 from peers.measure import QUICK, Size
 from peers.table import PEERS
@@ -62,18 +64,20 @@ def peers(file: Path, quick: bool, names: tuple[str, ...]) -> None:
 def measured(name: str, setting: str, quick: bool) -> tuple[list[Line], str]:
     """(lines, what went wrong)."""
     size = msgspec.json.encode(QUICK if quick else Size()).decode()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "peers.measure", name, setting, size],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        said, errors = process.communicate(timeout=QUICK_LIMIT_S if quick else LIMIT_S)
-    except subprocess.TimeoutExpired:
-        kill_family(process.pid)
-        said, errors = process.communicate()
-        errors += b"\nit took too long"
+    # Removed here, as one that is killed cannot.
+    with tempfile.TemporaryDirectory(prefix="empd-peer-", dir=PLACE, ignore_cleanup_errors=True) as place:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "peers.measure", name, setting, size, place],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            said, errors = process.communicate(timeout=QUICK_LIMIT_S if quick else LIMIT_S)
+        except subprocess.TimeoutExpired:
+            kill_family(process.pid)
+            said, errors = process.communicate()
+            errors += b"\nit took too long"
     lines = [msgspec.json.decode(text, type=dict) for text in said.splitlines()]
     return lines, errors.decode(errors="replace").strip().rpartition("\n")[2] if process.returncode else ""
 

@@ -1,7 +1,7 @@
 """One peer in one setting: throughput, one job at a time, 16 MiB in and out, memory of a waiting job, and how
 long after a kill a job that was interrupted starts again.
 
-python -m peers.measure NAME SETTING SIZE   lines on standard output (SIZE in JSON)
+python -m peers.measure NAME SETTING SIZE PLACE   lines on standard output (SIZE in JSON; data lies under PLACE)
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def main() -> None:
 
     def start() -> Iterator[Peer]:
         """A peer that has only just begun."""
-        with tempfile.TemporaryDirectory(prefix="empd-peer-", dir=PLACE) as place, kind(setting, Path(place)) as peer:
+        with tempfile.TemporaryDirectory(dir=sys.argv[4]) as place, kind(setting, Path(place)) as peer:
             yield peer
 
     fresh = contextlib.contextmanager(start)

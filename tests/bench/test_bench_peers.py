@@ -175,6 +175,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "if name == 'slow':\n"
         "    import pathlib, subprocess\n"
         "    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "    pathlib.Path(sys.argv[4]).joinpath('data').write_text('')\n"
         "    pathlib.Path(__file__).with_name('child').write_text(str(child.pid))\n"
         "    time.sleep(600)\n"
     )
@@ -186,9 +187,14 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ("name", "problem"), [("well", ""), ("broken", "RuntimeError: it broke"), ("slow", "it took too long")]
 )
 def test_each_runs_in_a_process_of_its_own_bounded_in_time(
-    name: str, problem: str, planted: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    problem: str,
+    planted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     child = planted / "peers" / "child"
+    monkeypatch.setattr(command, "PLACE", str(tmp_path_factory.mktemp("place")))
     if name == "slow":
         monkeypatch.setattr(command, "QUICK_LIMIT_S", 0.1)
         real = command.kill_family
@@ -204,6 +210,7 @@ def test_each_runs_in_a_process_of_its_own_bounded_in_time(
     assert lines == [{"name": f"{name}.fast"}], "what was measured before counts"
     if name == "slow":
         wait_until(lambda: not processes.exists(int(child.read_text())), "what it had started to end")
+    assert list(Path(command.PLACE).iterdir()) == []
 
 
 @pytest.mark.usefixtures("planted")
