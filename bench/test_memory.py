@@ -12,7 +12,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from empd.lifecycle import ChildKind
-from empd.memory.arena import Arena, volatile_directory
+from empd.memory.arena import Arena
 from empd.memory.board import Activity, Board, Gauges, Identity
 
 SIZES = pytest.mark.parametrize("size", [64 << 10, 1 << 20, 64 << 20], ids=["64KiB", "1MiB", "64MiB"])
@@ -30,7 +30,7 @@ def board() -> Iterator[Board]:
 
 @pytest.fixture
 def arena(tmp_path: Path) -> Iterator[Arena]:
-    volatile = volatile_directory(f"bench-{secrets.token_hex(6)}")
+    volatile = Path(f"/dev/shm/empd-bench-{secrets.token_hex(6)}")
     volatile.mkdir(mode=0o700)
     made = Arena(tmp_path, volatile)
     yield made

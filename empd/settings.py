@@ -226,12 +226,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         host, _, port = self.http.rpartition(":")
         return host.strip("[]"), int(port)
 
-    @property
-    def virtual_gpus(self) -> int | None:
-        """How many stand-ins `gpus` asks for; None when it does not speak of virtual ones."""
-        text = self.gpus if isinstance(self.gpus, str) else ""
-        return int(text.removeprefix("virtual:")) if text.startswith("virtual:") else None
-
     def _socket(self, name: str) -> str:
         return f"ipc://{self.runtime_dir}/{name}"
 

@@ -17,7 +17,7 @@ import msgspec
 
 from empd.asset import AssetContent, AssetRef
 from empd.clock import NS_PER_S
-from empd.connectors.failures import InvalidInput, ServiceUnavailable
+from empd.connectors.failures import InvalidInput
 from empd.connectors.upstream import Upstream
 from empd.payload import BlobRef, Carried, decode_value, encode_value
 
@@ -67,16 +67,6 @@ class AssetPort(Protocol):
     ) -> AssetRef:
         """Saves the `output`-th file of this job and returns when it can be had: bytes, base64 or a data URL, a path,
         or a stream of chunks. `name` is what the user calls it; `metadata` is kept with it."""
-
-
-class NoAssets:
-    """Where no storage is configured."""
-
-    async def save(
-        self, content: AssetContent, *, output: int = 0, name: str = "", metadata: Mapping[str, Any] | None = None
-    ) -> AssetRef:
-        """Raises ServiceUnavailable."""
-        raise ServiceUnavailable("no storage for assets is configured here", retry=False)
 
 
 class JobPort(Protocol):

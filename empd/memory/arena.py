@@ -42,11 +42,6 @@ _RETRY_AFTER_S = 30.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def volatile_directory(tag: str) -> Path:
-    """Where this user's daemon called `tag` keeps volatile blobs."""
-    return Path(f"/dev/shm/empd-{os.geteuid()}-{tag}")
-
-
 class BlobWriter:
     """Writes one blob piece by piece. Leaving the `with` block without `commit` leaves nothing behind."""
 

@@ -63,10 +63,6 @@ class JobLogs:
         if len(self._progress) > self._jobs_max:
             self._progress.popitem(last=False)
 
-    def forget_progress(self, job_id: int) -> None:
-        """The job's attempt is over."""
-        self._progress.pop(job_id, None)
-
     def tail(self, job_id: int) -> tuple[list[JobLog], int]:
         """(lines, number of older ones dropped) of a job."""
         tail = self._tails.get(job_id)

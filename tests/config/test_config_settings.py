@@ -249,9 +249,8 @@ def test_gpus_in_all_forms(tmp_path: Path) -> None:
     assert load({"gpus": "GPU-a"}, {}).gpus == ("GPU-a",)
     assert load({}, {"EMPD_GPUS": "GPU-a, MIG-b"}).gpus == ("GPU-a", "MIG-b")
     assert load({"config": written(tmp_path, "gpus = ['GPU-a']")}, {}).gpus == ("GPU-a",)
-    assert load({"gpus": "virtual:4"}, {}).virtual_gpus == 4
-    assert load({"gpus": "auto"}, {}).virtual_gpus is None
-    assert load({"gpus": "GPU-a,GPU-b"}, {}).virtual_gpus is None
+    assert load({"gpus": "virtual:4"}, {}).gpus == "virtual:4"
+    assert load({"gpus": "GPU-a,GPU-b"}, {}).gpus == ("GPU-a", "GPU-b")
 
 
 def test_empty_variables_and_flags_not_given_count_as_absent() -> None:

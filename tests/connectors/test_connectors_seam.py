@@ -22,7 +22,6 @@ from empd.connectors.context import (
     Context,
     JobDetails,
     JobView,
-    NoAssets,
     SyncContext,
     ThreadBridge,
 )
@@ -34,6 +33,13 @@ from empd.connectors.verdict import EVIDENCE_CHARS_MAX, MESSAGE_CHARS_MAX, judge
 from empd.errors import BlobMissing, FailureClass, Refused
 from empd.job import Cause
 from empd.payload import BlobRef
+
+
+class NoAssets:
+    """Where nothing can be saved."""
+
+    async def save(self, content: Any, **options: Any) -> Any:
+        raise failures.ServiceUnavailable("no storage for assets is configured here", retry=False)
 
 
 class Port:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from empd.errors import BlobMissing, EmpdError, FailureClass, Refused
 from empd.memory import arena as arenas
-from empd.memory.arena import Arena, volatile_directory
+from empd.memory.arena import Arena
 from empd.payload import ENCODINGS, BlobRef
 
 MIB = 1 << 20
@@ -44,7 +44,7 @@ bad_ids = pytest.mark.parametrize(
 
 @pytest.fixture
 def arena(tmp_path):
-    volatile = volatile_directory(f"test-{secrets.token_hex(6)}")
+    volatile = Path(f"/dev/shm/empd-test-{secrets.token_hex(6)}")
     yield Arena(tmp_path / "spool", volatile)
     if volatile.is_dir():
         for left in volatile.iterdir():

@@ -14,8 +14,7 @@ from services_world import FAST, context_of, port_of, texts_in, with_service
 
 from empd.connectors import registry
 from empd.connectors.base import Result, Service, Site
-from empd.connectors.context import NoAssets
-from empd.connectors.failures import ConnectorError
+from empd.connectors.failures import ConnectorError, ServiceUnavailable
 from empd.connectors.protocol.cache import Cache
 from empd.connectors.service.openai.audio import OpenAISpeechConnector, OpenAITranscriptionConnector
 from empd.connectors.service.openai.chat import OpenAIChatConnector, OpenAITextConnector, OpenAIVisionConnector
@@ -508,16 +507,23 @@ def test_a_way_that_takes_too_long_is_stopped_upstream(double: OpenAIDouble, con
     assert len(double.cancelled) == 1
 
 
+class Full:
+    """A store that takes nothing."""
+
+    async def save(self, content: Any, **options: Any) -> Any:
+        raise ServiceUnavailable("no room for the asset", retry=False)
+
+
 def test_where_nothing_can_be_saved_no_other_picture_is_bought(double: OpenAIDouble, config: dict[str, Any]) -> None:
     async def use(connector: Any) -> ConnectorError:
         context = context_of({"prompt": "a cat"})
-        port_of(context).store = NoAssets()  # type: ignore[assignment]
+        port_of(context).store = Full()  # type: ignore[assignment]
         with pytest.raises(ConnectorError) as ended:
             await connector.process(context.job, context)
         return ended.value
 
     error = with_service(OpenAIText2ImgConnector, config, use)
-    assert "no storage for assets" in error.message
+    assert "no room" in error.message
     assert double.count("/v1/responses") == 1
     assert double.count("/v1/images/generations") == 0
 

@@ -50,8 +50,6 @@ class OpenAILog(ServiceLog):
     token_usage: TokenUsage = TokenUsage()
     total_tokens: int = 0
     response_time_ms: float = 0.0
-    request_bytes: int = 0
-    response_bytes: int = 0
 
 
 class OpenAIConfig(PollConfig):
