@@ -149,6 +149,8 @@ PLACES = (
 
 def draw(lines: Sequence[Line]) -> list[str]:
     """Writes the plots; names those that could not be."""
+    if not lines:
+        return [f"no plot {file}" for file, _ in PLOTS.values()]
     missing = []
     with tempfile.TemporaryDirectory() as scratch:
         drawn = report.write(lines, Path(scratch)).parent
