@@ -182,7 +182,7 @@ def test_the_samples_pools_have_their_figures() -> None:
         ("COMFYUI_BASE_PORT", "9000", "comfyui", lambda s: str(s.server.base_port)),
         ("COMFYUI_INSTANCES_PER_GPU", "2", "comfyui", lambda s: str(s.server.instances_per_gpu)),
         ("COMFYUI_BRANCH", "stable", "comfyui", lambda s: s.installer.split()[3]),
-        ("A1111_BASE_PORT", "9001", "a1111", lambda s: s.api_config["base_port"]),
+        ("A1111_BASE_PORT", "9001", "a1111", lambda s: str(s.server.base_port)),
         ("HTTP_TIMEOUT_SECONDS", "11", "quick", lambda s: s.api_config["total_timeout_s"]),
     ],
 )

@@ -80,6 +80,8 @@ class A1111Double:
         self.interrupts: list[str | None] = []
         self.unloads = 0
         self.lacking: set[str] = set()  # lists that it does not have, as other versions do not
+        self.guarded = False  # whether a proxy in front lets nobody see its page
+        self.takes_ids = True  # as it does since 1.8
         self.captions = True  # whether it has the models that questions need
         self.gate = asyncio.Event()
         self.gate.set()
@@ -166,6 +168,8 @@ class A1111Double:
             body = {"error": "HTTPException", "detail": problem, "body": "", "errors": ""}
             return web.json_response(body, status=401)
         try:
+            if request.path.startswith("/internal") and self.guarded:
+                raise web.HTTPForbidden
             if (request.path.startswith("/internal") and not self.page) or request.path.rpartition("/")[
                 2
             ] in self.lacking:
@@ -178,6 +182,8 @@ class A1111Double:
             return web.json_response(body, status=failure.status)
         except web.HTTPNotFound:
             return web.json_response({"detail": "Not Found"}, status=404)
+        except web.HTTPForbidden:
+            return web.Response(text="<html>no</html>", status=403)
         answer.headers["X-Process-Time"] = "0.0"
         return answer
 
@@ -195,7 +201,7 @@ class A1111Double:
         body["steps"] = min(body["steps"], self.steps_max or body["steps"])
         changes = request.path.endswith("img2img")
         _validate(body, changes)
-        task = body.get("force_task_id") or f"task(txt2img-{random.getrandbits(32):x})"
+        task = (self.takes_ids and body.get("force_task_id")) or f"task(txt2img-{random.getrandbits(32):x})"
         self.pending.append(task)
         async with self._lock:
             for image in body["init_images"] if changes else ():

@@ -55,6 +55,16 @@ def against(
     asyncio.run(run())
 
 
+def with_(change: Callable[[A1111Double], None], body: Body) -> Body:
+    """The body, with a double that was changed before."""
+
+    async def changed(server: A1111Double, connector: Any) -> None:
+        change(server)
+        await body(server, connector)
+
+    return changed
+
+
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():
@@ -409,6 +419,50 @@ def test_an_old_interrupt_does_not_count_for_what_has_no_task() -> None:
     against(body)
 
 
+def test_an_interrupt_that_was_seen_is_no_result_though_another_task_has_begun_since() -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        running = asyncio.create_task(do(connector, {"steps": 50}))
+        await until(lambda: server.step > 2)
+        server.gate.clear()
+        await until(lambda: server.gate._waiters)
+        async with aiohttp.ClientSession() as session:
+            theirs = asyncio.create_task(_post(session, f"{server.url}/sdapi/v1/txt2img", {"steps": 50}))
+            await until(lambda: server.pending)
+            looks = server.looks
+            await until(lambda: server.looks > looks + 2)
+            await _post(session, f"{server.url}/sdapi/v1/interrupt", {})
+            looks = server.looks
+            await until(lambda: server.looks > looks + 2)
+            server.gate.set()
+            with pytest.raises(ConnectorError, match="somebody else interrupted"):
+                await running
+            await theirs
+
+    against(body)
+
+
+def test_of_two_jobs_at_a_server_that_is_theirs_alone_neither_is_taken_for_the_other() -> None:
+    async def body(server: A1111Double, connector: A1111Connector) -> None:
+        server.gate.clear()
+        server.eta_s = 60.0
+        first, second = (context_of({"steps": 3}, epoch=epoch) for epoch in (1, 2))
+        second.job.id = 2
+        jobs = [asyncio.create_task(do(connector, None, first))]
+        await until(lambda: server.current)
+        jobs.append(asyncio.create_task(do(connector, None, second)))
+        await until(lambda: server.pending)
+        second.mark_stopping("cancelled")
+        stopping = asyncio.create_task(connector.cancel(second.job, second))
+        looks = server.looks
+        await until(lambda: server.looks > looks + 4)
+        assert not server.interrupts
+        server.gate.set()
+        assert (await jobs[0]).value["images"]
+        await asyncio.gather(stopping, jobs[1], return_exceptions=True)
+
+    against(body, config={"exclusive": True}, page=False)
+
+
 def test_an_interrupt_that_left_pictures_out_is_no_result_though_others_run_since() -> None:
     async def body(server: A1111Double, connector: A1111Connector) -> None:
         context = context_of({"steps": 50, "n_iter": 3})
@@ -416,9 +470,9 @@ def test_an_interrupt_that_left_pictures_out_is_no_result_though_others_run_sinc
         await until(lambda: server.step > 2)
         server.gate.clear()
         async with aiohttp.ClientSession() as session:
-            await _post(session, f"{server.url}/sdapi/v1/interrupt", {})
             theirs = asyncio.create_task(_post(session, f"{server.url}/sdapi/v1/txt2img", {"steps": 50}))
             await until(lambda: server.pending)
+            await _post(session, f"{server.url}/sdapi/v1/interrupt", {})
             server.gate.set()
             with pytest.raises(ConnectorError, match="somebody else interrupted"):
                 await running
@@ -430,19 +484,28 @@ def test_an_interrupt_that_left_pictures_out_is_no_result_though_others_run_sinc
 def test_without_its_page_a_server_is_not_interrupted_unless_it_is_the_jobs_alone() -> None:
     async def body(server: A1111Double, connector: A1111Connector) -> None:
         context, running, stopping = await _cancelled(server, connector, eta_s=60.0)
-        looks = server.looks
-        await until(lambda: server.looks > looks + 4)
-        exclusive = connector.config.exclusive
-        assert bool(server.interrupts) == exclusive
-        assert (port_of(context).fractions()[-1] > 0) == exclusive
+        if connector.config.exclusive:
+            await until(lambda: server.interrupts)
+        else:
+            looks = server.looks
+            await until(lambda: server.looks > looks + 4)
+            assert not server.interrupts
+            assert set(port_of(context).fractions()) <= {0.0}
         server.gate.set()
         await stopping
         with pytest.raises(ConnectorError) as caught:
             await running
         assert caught.value.failure is FailureClass.CANCELLED
 
-    against(body, page=False)
-    against(body, config={"exclusive": True}, page=False)
+    def unseen(server: A1111Double) -> None:
+        server.takes_ids = False
+
+    def guarded(server: A1111Double) -> None:
+        server.guarded = True
+
+    for exclusive in (False, True):
+        for page, kind_of in ((False, lambda server: None), (True, unseen), (True, guarded)):
+            against(with_(kind_of, body), config={"exclusive": exclusive}, page=page)
 
 
 async def _post(session: aiohttp.ClientSession, url: str, body: Any) -> Any:

@@ -21,7 +21,7 @@ from empd.connectors.service.a1111.connector import A1111Connector
 from empd.connectors.service.a1111.earlier import settle
 from empd.connectors.service.a1111.live import A1111WebSocketConnector
 from empd.connectors.service.a1111.rest import A1111RestConnector
-from empd.connectors.service.a1111.task import Look, Standing
+from empd.connectors.service.a1111.task import Look, Standing, Task
 from empd.connectors.upstream import UpstreamHandle
 from empd.errors import FailureClass
 from empd.job import format_id
@@ -380,16 +380,21 @@ class Scripted:
     """A server whose looks are known beforehand."""
 
     base_url = "http://here"
+    poll_interval_s = 0.001
 
     def __init__(self, *looks: Look) -> None:
         self._looks = list(looks)
         self.interrupts = 0
 
     async def look(self, task_id: str, url: str = "", shown: int | None = None) -> Look:
-        return self._looks.pop(0)
+        return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
 
     async def interrupt(self, url: str = "") -> None:
         self.interrupts += 1
+
+    async def generate(self, route: str, body: dict[str, Any], context: Context) -> Any:
+        await until(lambda: len(self._looks) == 1)
+        return {}
 
 
 @pytest.mark.parametrize(("looks", "interrupts"), [(1, 0), (2, 1), (4, 1)])
@@ -402,6 +407,36 @@ def test_it_is_interrupted_once_and_not_by_what_was_seen_but_for_a_moment(looks:
         assert server.interrupts == interrupts
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("seen_first", [True, False])
+def test_an_interrupt_of_the_task_before_is_not_taken_for_one_of_this(seen_first: bool) -> None:
+    async def run() -> None:
+        hit, whole = Look(Standing.RUNNING, working=True, interrupted=True), Look(Standing.RUNNING, working=True)
+        server, context = Scripted(*((hit, whole) if seen_first else (whole, hit)), Look()), context_of({})
+        task = Task(server, orphan_of(), "", context, context.progress)
+        if seen_first:
+            assert await task.execute("txt2img", {}) == {}
+        else:
+            with pytest.raises(ConnectorError, match="somebody else interrupted"):
+                await task.execute("txt2img", {})
+
+    asyncio.run(run())
+
+
+def test_a_task_that_begins_between_two_looks_at_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(server: A1111Double, connector: A1111Connector, calls: Calls) -> None:
+        left, whole, before = await calls(orphan_of()), connector._whole, [Look()]
+
+        async def late(at: str, again: bool, preview: bool) -> Look:
+            return before.pop() if before else await whole(at, again, preview)
+
+        monkeypatch.setattr(connector, "_whole", late)
+        assert (await connector.look(orphan_of())).runs
+        await connector.interrupt()
+        await left
+
+    with_calls(body)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

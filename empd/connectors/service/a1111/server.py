@@ -16,7 +16,8 @@ CONNECTIONS_PER_JOB = 3
 """One call blocks; others look at it and interrupt it."""
 
 NO_ROUTE = (404, 405)
-"""A server without its page (`--nowebui`) does not have the page's routes."""
+NO_PAGE = (401, 403, *NO_ROUTE)
+"""A server without its page (`--nowebui`) does not have the page's routes; a proxy may let nobody see them."""
 
 NOT_TASKS = ("extras", "interrogate")
 """What the server works on without an id, while the last task that failed still counts as the current one."""
@@ -77,13 +78,12 @@ class A1111Server(HTTPConnector):
         look = await self._whole(at, bool(url), previews and not self._has_page)
         asked = {"id_task": task_id, "id_live_preview": -1 if shown is None else shown, "live_preview": previews}
         told = await self._told(at, bool(url), asked)
-        if told is None:
-            alone = self.config.exclusive and not self._calls - {task_id}
-            return look._replace(standing=Standing.RUNNING) if alone and _on_a_task(look) else look
-        if not told["active"]:
-            queued, ended = told.get("queued"), told.get("completed")
-            standing = Standing.QUEUED if queued else Standing.ENDED if ended else Standing.UNKNOWN
-            return look._replace(standing=standing, message=str(told.get("textinfo") or ""))
+        if told.get("queued") and not told.get("active"):
+            return look._replace(standing=Standing.QUEUED, message=str(told.get("textinfo") or ""))
+        if not told.get("active"):
+            alone = self.config.exclusive and not self._calls - {task_id} and _on_a_task(look)
+            here = Standing.RUNNING if alone else Standing.UNKNOWN
+            return look._replace(standing=Standing.ENDED if told.get("completed") else here)
         if not look.working:
             look = await self._whole(at, bool(url), False)  # it has only begun; or it failed, and stays the current one
         preview = str(told.get("live_preview") or "").partition(",")[2]
@@ -100,12 +100,12 @@ class A1111Server(HTTPConnector):
         query = {"skip_current_image": "false" if preview else "true"}
         return look_at((await self.request("GET", f"{at}/sdapi/v1/progress", params=query, once=not again)).json())
 
-    async def _told(self, at: str, again: bool, asked: dict[str, Any]) -> dict[str, Any] | None:
-        """What the page's route says of a task; None: there is no page."""
+    async def _told(self, at: str, again: bool, asked: dict[str, Any]) -> dict[str, Any]:
+        """What the page's route says of a task; nothing where there is no page."""
         path = f"{at}/internal/progress"
-        answer = await self.request("POST", path, json=asked, once=not again, accept=NO_ROUTE, repeatable=True)
-        self._has_page = answer.status not in NO_ROUTE
-        return dict(answer.json()) if self._has_page else None
+        answer = await self.request("POST", path, json=asked, once=not again, accept=NO_PAGE, repeatable=True)
+        self._has_page = answer.status not in NO_PAGE
+        return dict(answer.json()) if self._has_page else {}
 
     async def interrupt(self, url: str = "") -> None:
         """Whatever runs: see `Task`."""
