@@ -71,7 +71,7 @@ def submit(service: str, payload: str | None, **given: Any) -> int:
                 handle.result(0)
         except Refused as error:
             raise _explained(client, service, error) from None
-        return _wait_one(client, handle, how) if wait else _announce(handle, how["json_output"])
+        return _wait_one(handle, how) if wait else _announce(handle, how["json_output"])
 
 
 def _payload(text: str | None, file: Path | None) -> Any:
@@ -133,7 +133,7 @@ def _announce(handle: JobHandle, json_output: bool) -> int:
 # --- one job -----------------------------------------------------------------------------------------------------
 
 
-def _wait_one(client: Client, handle: JobHandle, how: dict[str, Any]) -> int:
+def _wait_one(handle: JobHandle, how: dict[str, Any]) -> int:
     quiet = how["json_output"] or not sys.stderr.isatty()
     error = _watch(handle, how["wait_timeout"], quiet)
     if how["json_output"]:

@@ -77,9 +77,9 @@ def answer(history: History, ask: HistoryAsk, arena: Arena) -> bytes:
         _move_results(frame.groups, arena, len(data) - FRAME_BYTES_MAX)
         data = codec.encode(frame)
     if len(data) > FRAME_BYTES_MAX:
-        for job in (job for group in frame.groups for job in group.jobs if job.error is not None):
-            if job.error is not None:
-                job.error.evidence = job.error.evidence[:EVIDENCE_CHARS_KEPT]
+        for error in (job.error for group in frame.groups for job in group.jobs):
+            if error is not None:
+                error.evidence = error.evidence[:EVIDENCE_CHARS_KEPT]
         data = codec.encode(frame)
     return data
 

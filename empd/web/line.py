@@ -93,10 +93,6 @@ class Line:
             raise NotRunning("the broker did not acknowledge in time; the jobs may still be accepted")
         return handles
 
-    def adopt(self, handle: Handle) -> None:
-        """Follows a job until it ends."""
-        self._conversation.submissions.adopt(handle)
-
     def release(self, handle: Handle) -> None:
         """Nobody waits for this job any more: its result is passed over when it comes."""
         if not handle.ended:
