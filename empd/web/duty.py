@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from abc import ABC, abstractmethod
+
+AGAIN_S = 5.0
+
+_log = logging.getLogger("empd.web")
 
 
 class Duty(ABC):
-    """One task that runs `_run`, which never ends by itself."""
+    """One task that runs `_run`, which ends by itself only where there is nothing to do."""
 
     name = "duty"
 
@@ -20,7 +25,16 @@ class Duty(ABC):
 
     def start(self) -> None:
         """Begins."""
-        self._task = asyncio.create_task(self._run(), name=self.name)
+        self._task = asyncio.create_task(self._live(), name=self.name)
+
+    async def _live(self) -> None:
+        while True:
+            try:
+                await self._run()
+                return
+            except Exception:  # nobody waits for a duty: without this it would be gone for good, and nobody the wiser
+                _log.exception("%s failed, and begins anew in %g s", self.name, AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
 
     async def stop(self) -> None:
         """Stops; what runs in a thread is waited for by its owner. Stopping twice is fine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import urllib.error
@@ -17,7 +18,7 @@ from web_broker import BrokerDouble
 from web_harness import SLOT, Web, wait_for
 
 from empd.lifecycle import Notice
-from empd.web import process
+from empd.web import duty, process
 
 
 def test_serves_health_and_status_as_a_child(web: Web) -> None:
@@ -103,3 +104,38 @@ def test_a_taken_port_is_told_in_one_line(web: Web, root: Path) -> None:
     ):
         Web(other, {"http": web.address})
     assert "Traceback" not in (other / "stderr").read_text()
+
+
+class Stumbling(duty.Duty):
+    """Fails at its first two beginnings."""
+
+    name = "stumbling"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0
+        self.runs = asyncio.Event()
+
+    async def _run(self) -> None:
+        self.begun += 1
+        if self.begun < 3:
+            raise PermissionError(13, "Permission denied")
+        self.runs.set()
+        await asyncio.Event().wait()
+
+
+def test_a_duty_that_fails_begins_anew_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(duty, "AGAIN_S", 0.0)
+
+    async def run() -> None:
+        stumbling = Stumbling()
+        stumbling.start()
+        await asyncio.wait_for(stumbling.runs.wait(), 60)
+        await stumbling.stop()
+        await stumbling.stop()
+
+    asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records] == ["stumbling failed, and begins anew in 0 s"] * 2
+    assert "Permission denied" in caplog.text
