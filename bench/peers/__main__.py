@@ -99,7 +99,8 @@ def ratios(lines: list[Line]) -> list[Line]:
         other = by_name.get(f"peers.{name}.durable.throughput")
         if own and other:
             samples = [mine / other["value"] for mine in own["samples"]]
-            figure = median_of(f"peers.empd_to_{short}", "ratio", samples, target=target)
+            settings = {"of": "durable throughput, each run of empd's against the median of theirs"}
+            figure = median_of(f"peers.empd_to_{short}", "ratio", samples, target=target, settings=settings)
             found.append({**figure.as_line("peers", own["machine"]["cores"]), "machine": own["machine"]})
     return found
 

@@ -52,6 +52,14 @@ def test_the_page_says_what_empd_is_and_how_each_section_is_measured(tmp_path: P
     found = lines("throughput", throughput(256, 1.0)) + lines("growth", median_of("growth.x", "ms", [1.0]))
     page = report.write(found, tmp_path).read_text("utf-8")
     assert "empd is a daemon for one GPU box" in page
+    for definition in (
+        "<code>Client</code>, in one client process",
+        "every result delivered to its handle",
+        "Settings as shipped, with every feature on",
+        "does nothing, without a GPU",
+        "20,000 jobs submitted and not ended (window); 512 jobs at once in a worker (credit)",
+    ):
+        assert definition in page
     assert "<code>make bench</code>" in page
     assert "A run begins with the first submit" in page
     assert page.index("A run begins") < page.index("<details>"), "and not only when asked for"

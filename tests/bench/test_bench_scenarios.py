@@ -53,6 +53,7 @@ def by_name(figures: Iterable[Figure]) -> dict[str, Figure]:
     for figure in listed:
         line = figure.as_line("", 2)
         assert line["min"] <= line["median"] <= line["max"]
+        assert figure.settings, f"{figure.name} does not say how it was measured"
     return found
 
 

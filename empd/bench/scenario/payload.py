@@ -93,11 +93,20 @@ def measure(size: Size, where: Where) -> Iterator[Figure]:
             yield _broker_figure(payload_bytes, broker_us, size)
     if len(broker) > 1:
         grown = slope(broker)
-        yield Figure(name="payload.broker_cpu.slope", value=grown, unit="µs per MiB", samples=[grown])
+        settings = {"payloads": size.payloads, "runs": size.runs}
+        name = "payload.broker_cpu.slope"
+        yield Figure(name=name, value=grown, unit="µs per MiB", samples=[grown], settings=settings)
         ratio = grown / median(copied_us)
         details = {"copy_us_per_mib": median(copied_us)}
-        name = "payload.broker_cpu.slope_to_copy"
-        yield Figure(name=name, value=ratio, unit="ratio", samples=[ratio], target=UNTOUCHED_TARGET, details=details)
+        yield Figure(
+            name="payload.broker_cpu.slope_to_copy",
+            value=ratio,
+            unit="ratio",
+            samples=[ratio],
+            target=UNTOUCHED_TARGET,
+            details=details,
+            settings=settings,
+        )
 
 
 def _copied_us_per_mib(count: int) -> float:
