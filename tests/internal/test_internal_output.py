@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,3 +46,49 @@ def test_a_stuck_disk_does_not_hold_up_who_makes_a_note(tmp_path: Path) -> None:
     with stuck.open("rb") as reader:  # the disk works again
         assert reader.readline().endswith(b": again\n")
     output.finish()
+
+
+def test_lines_stay_whole_where_notes_come_and_files_change(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    output = Output(path, 2000)
+    output.begin()
+    for number in range(25):
+        line = b'{"number": %d, "text": "%s"}\n' % (number, b"x" * 50)
+        os.write(output.write_fd, line[:30])
+        os.write(output.write_fd, line[30:])
+    os.write(output.write_fd, b"the last words, without an end")
+    output.note("it has ended")
+    output.finish()
+    older, newer = path.with_name("a.log.1").read_text(), path.read_text()
+    assert max(len(older), len(newer)) <= 1000
+    assert older.endswith("\n")
+    lines = (older + newer).splitlines()
+    numbers = [json.loads(line)["number"] for line in lines if line.startswith("{")]
+    assert numbers == list(range(numbers[0], 25))
+    assert lines[-2] == "the last words, without an end"
+    assert lines[-1].endswith(": it has ended")
+
+
+def test_a_line_that_is_longer_than_a_file_is_cut_and_the_bound_holds(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    output = Output(path, 2000)
+    for _ in range(50):
+        output.write(b"x" * 100)
+    assert len(path.read_bytes()) <= 1000
+    assert len(path.with_name("a.log.1").read_bytes()) <= 1000
+    output.begin()
+    output.finish()
+
+
+def test_a_note_waits_for_the_end_of_the_servers_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    output = Output(path, 1 << 20)
+    output.write(b'{"event": ')
+    output.note("it hangs")
+    output.begin()
+    os.write(output.write_fd, b'"begun"}\n{"event"')
+    os.write(output.write_fd, b': "ended"}\n')
+    output.finish()
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines if line.startswith("{")] == ["begun", "ended"]
+    assert len([line for line in lines if line.endswith(": it hangs")]) == 1
