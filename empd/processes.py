@@ -1,8 +1,10 @@
-"""What /proc tells of other processes."""
+"""What can be learned of other processes."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -24,3 +26,10 @@ def session_members(session: int) -> dict[int, int]:
         if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
             found[int(entry)] = int(fields[21]) * _PAGE_BYTES
     return found
+
+
+def stack_dump(pid: int) -> list[str]:
+    """The command that writes the stacks of a Python process to its standard output; empty where there is no py-spy."""
+    program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+    # Without --nonblocking py-spy would stop the process, and could leave it stopped when it is killed itself.
+    return [program, "dump", "--nonblocking", "--pid", str(pid)] if program is not None else []

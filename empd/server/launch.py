@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
 from empd import prctl
 from empd.internal import ServerInstance
 from empd.lifecycle import parent_is_gone
+from empd.processes import stack_dump
 
 _EXIT_ORPHAN = 71
 _CONNECT_S = 1.0
@@ -46,13 +44,11 @@ def launch(instance: ServerInstance, output_fd: int) -> subprocess.Popen[bytes]:
 
 def dump_stacks(pid: int, output_fd: int) -> subprocess.Popen[bytes] | None:
     """Has py-spy write the stacks of a Python server; None where there is no py-spy."""
-    program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
-    if program is None:
+    command = stack_dump(pid)
+    if not command:
         return None
-    # Without --nonblocking py-spy would stop the process, and could leave it stopped when it is killed itself.
-    arguments = [program, "dump", "--nonblocking", "--pid", str(pid)]
     try:
-        return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output_fd, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output_fd, stderr=subprocess.DEVNULL)
     except OSError:
         return None
 

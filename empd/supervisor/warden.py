@@ -8,15 +8,13 @@ import logging
 import math
 import os
 import random
-import shutil
 import signal
-import sys
 import time
-from pathlib import Path
 
 from empd.clock import NS_PER_MS, NS_PER_S
 from empd.lifecycle import ChildKind, Control, Exit, Notice, evidence_path, receive, send
 from empd.memory.board import Activity, Board, Identity, SlotState
+from empd.processes import stack_dump
 from empd.supervisor import evidence
 from empd.supervisor.children import Children, Member
 from empd.supervisor.kinds import Kinds
@@ -260,19 +258,17 @@ class Warden:
         self._signal(member, signal.SIGUSR1)
         if member.spec.kind is ChildKind.SERVER:
             return  # its keeper has the server's stacks written
-        program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
-        if program is None:
+        command = stack_dump(member.pid)
+        if not command:
             return
         path = evidence_path(self._runtime_dir, member.generation)
-        # Without --nonblocking py-spy would stop the process, and could leave it stopped when it is killed itself.
-        arguments = [program, "dump", "--nonblocking", "--pid", str(member.pid)]
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
         with contextlib.suppress(OSError):
-            pid = os.posix_spawn(program, arguments, dict(os.environ), file_actions=actions, setsid=True)
+            pid = os.posix_spawn(command[0], command, dict(os.environ), file_actions=actions, setsid=True)
             self._dumpers[pid] = member.generation
 
     def _end_dump(self, generation: int) -> None:
