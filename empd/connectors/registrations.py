@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -48,7 +49,10 @@ class _Book(msgspec.Struct):
 
 
 class Registrations:
-    """The writer's side; one process has it."""
+    """The writer's side; one process has it, in as many threads and objects as it likes."""
+
+    _changing: ClassVar = threading.Lock()
+    """The file is read, changed and replaced: what came in between would be lost."""
 
     def __init__(self, runtime_dir: Path, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._path = runtime_dir / FILE
@@ -62,19 +66,21 @@ class Registrations:
     def put(self, entry: Registration, ttl_s: float) -> bool:
         """Takes an endpoint, or a sign of life of one. False: there are too many. Raises OSError."""
         now_ns = self._now_ns()
-        kept = [each for each in self.living() if (each.service, each.id) != (entry.service, entry.id)]
-        if len(kept) >= ENTRIES_MAX:
-            return False
         until_ns = now_ns + int(ttl_s * NS_PER_S)
-        self._write([*kept, msgspec.structs.replace(entry, seen_mono_ns=now_ns, expires_mono_ns=until_ns)])
+        with self._changing:
+            kept = [each for each in self.living() if (each.service, each.id) != (entry.service, entry.id)]
+            if len(kept) >= ENTRIES_MAX:
+                return False
+            self._write([*kept, msgspec.structs.replace(entry, seen_mono_ns=now_ns, expires_mono_ns=until_ns)])
         return True
 
     def remove(self, service: str, endpoint_id: str) -> bool:
         """Forgets one; False when there was none. Raises OSError."""
-        entries = self.living()
-        kept = [each for each in entries if (each.service, each.id) != (service, endpoint_id)]
-        if len(kept) < len(entries):
-            self._write(kept)
+        with self._changing:
+            entries = self.living()
+            kept = [each for each in entries if (each.service, each.id) != (service, endpoint_id)]
+            if len(kept) < len(entries):
+                self._write(kept)
         return len(kept) < len(entries)
 
     def _write(self, entries: list[Registration]) -> None:

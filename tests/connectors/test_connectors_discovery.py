@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from empd import builtin
 from empd.clock import NS_PER_S
-from empd.connectors import registry
+from empd.connectors import registrations, registry
 from empd.connectors.base import ConnectorConfig, Service
 from empd.connectors.registrations import LOOK_NS, Registered, Registration, Registrations
 from empd.device import Device
@@ -103,6 +105,24 @@ def test_a_damaged_book_is_an_empty_one(tmp_path_factory, data: bytes) -> None:
     directory = tmp_path_factory.mktemp("book")
     (directory / "endpoints.json").write_bytes(data)
     assert reader(directory, Clock())() == ""
+
+
+def test_many_that_register_at_once_all_get_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = registrations._read
+
+    def slowly(path: Path) -> list[Registration]:
+        found = read(path)
+        time.sleep(0.005)  # so that all of them would have read before the first one writes
+        return found
+
+    monkeypatch.setattr(registrations, "_read", slowly)
+    names = [f"e{number}" for number in range(20)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: Registrations(tmp_path).put(entry(name, f"http://{name}"), 60), names))
+    assert {each.id for each in Registrations(tmp_path).living()} == set(names)
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert all(pool.map(lambda name: Registrations(tmp_path).remove("draw", name), names[1:]))
+    assert [each.id for each in Registrations(tmp_path).living()] == names[:1]
 
 
 def test_a_book_of_another_boot_counts_for_nothing(tmp_path: Path) -> None:
