@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ from empd import clock
 from empd.connectors.registrations import TTL_S, Registration, Registrations
 from empd.errors import FailureClass
 from empd.web import context
+from empd.web.blobs import in_thread
 from empd.web.jobs import reply
 from empd.web.problems import Problem, invalid
 
@@ -45,14 +45,14 @@ async def put_endpoint(request: web.Request) -> web.Response:
         gpu=asked.gpu,
         health_path=asked.health_path,
     )
-    if not await _in_thread(functools.partial(_book(request).put, entry, asked.ttl_s)):
+    if not await in_thread(functools.partial(_book(request).put, entry, asked.ttl_s)):
         raise Problem(FailureClass.UNAVAILABLE, "too many endpoints are registered", retry_after_s=10)
     return reply({**_shown(entry), "ttl_s": asked.ttl_s})
 
 
 async def remove_endpoint(request: web.Request) -> web.Response:
     """DELETE /v1/services/{service}/endpoints/{id}."""
-    if not await _in_thread(functools.partial(_book(request).remove, *_names(request))):
+    if not await in_thread(functools.partial(_book(request).remove, *_names(request))):
         raise Problem(FailureClass.NOT_FOUND, "no such endpoint is registered")
     return reply({"removed": True})
 
@@ -65,7 +65,7 @@ async def show_endpoints(request: web.Request) -> web.Response:
         {
             "endpoints": [
                 {**_shown(each), "expires_in_s": round((each.expires_mono_ns - now_ns) / clock.NS_PER_S, 3)}
-                for each in await _in_thread(_book(request).living)
+                for each in await in_thread(_book(request).living)
                 if each.service == service
             ]
         }
@@ -74,10 +74,6 @@ async def show_endpoints(request: web.Request) -> web.Response:
 
 def _book(request: web.Request) -> Registrations:
     return Registrations(context.of(request).settings.runtime_dir)
-
-
-async def _in_thread(function: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(None, function)
 
 
 def _shown(entry: Registration) -> dict[str, Any]:
