@@ -139,8 +139,7 @@ class Broker:
         """Pass after pass."""
         deadline_ns = 0
         while not self._stopping:
-            now_ns = clock.now().mono_ns
-            wait_ms = max(0, min(deadline_ns - now_ns + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
+            wait_ms = max(0, min(deadline_ns - time.monotonic_ns() + NS_PER_MS - 1, NS_PER_S) // NS_PER_MS)
             deadline_ns = self.one_pass(self._wait(wait_ms))
 
     def _wait(self, wait_ms: int) -> set[Router | int]:
@@ -183,7 +182,7 @@ class Broker:
             self.on_tick(now)
         if self.neighbours.settled:
             self.workers.claims(now)
-        self._send(self._react(), now)
+        self._send(self._react(now), now)
         deadline_ns = self.queue.next_deadline_ns(now)
         self._tick_ns = min(self._tick_ns, deadline_ns)
         for due_ns in (self._stream_ns, self._answer_ns, self._settle_ns):
@@ -225,7 +224,8 @@ class Broker:
 
     def shutdown(self) -> None:
         """Commits and sends what is left, closes."""
-        self._send(self._react(), clock.now())
+        now = clock.now()
+        self._send(self._react(now), now)
         self._clients.close()
         self._workers.close()
         self.ledger.journal.close()
@@ -234,10 +234,9 @@ class Broker:
 
     # --- the pass's end ---
 
-    def _react(self) -> list[Row]:
+    def _react(self, now: Instant) -> list[Row]:
         """Commits; puts what follows from the facts into the outboxes."""
         facts = [fact for _, _, fact in self.queue.pending]
-        now = clock.now()
         rows = self.ledger.commit(now)
         for fact, row in zip(facts, rows, strict=True):
             if fact.kind is Kind.RESULTS:

@@ -49,9 +49,11 @@ def submit(
 
     A frame number already taken gets the same answer again. Raises ValueError when the frame is out of turn.
     """
-    if frame.number <= session.frame_number or any(number == frame.number for number, _ in session.skipped):
+    if frame.number <= session.frame_number or (session.skipped and frame.number in dict(session.skipped)):
         return _again(session, frame)
-    count = sum(len(group.payloads) for group in frame.groups)
+    count = 0
+    for group in frame.groups:
+        count += len(group.payloads)
     if count > FRAME_JOBS_MAX:
         raise ValueError(f"a frame has at most {FRAME_JOBS_MAX} jobs, this one has {count}")
     if frame.first < session.next_job:
@@ -71,9 +73,9 @@ def submit(
     for group in frame.groups:
         judgement.group(group, index)
         index += len(group.payloads)
-    refused, existing = [refusal for _, refusal in sorted(judgement.refused.items())], judgement.existing
-    if not refused and not existing and not session.skipped:
+    if not judgement.refused and not judgement.existing and not session.skipped:
         return Admission([Fact(Kind.SUBMITTED, frame, session.number, raw)], [], [])
+    refused, existing = [refusal for _, refusal in sorted(judgement.refused.items())], judgement.existing
     if len(refused) == count:
         _skip(session, frame.number, refused)
         return Admission([], refused, [])
@@ -101,10 +103,11 @@ def _full(state: QueueState, policy: Policy, frame: Submit, count: int) -> str:
     size = sum([len(payload) for group in frame.groups for payload in group.payloads if type(payload) is bytes])
     if state.payload_bytes + size > policy.queue_bytes_max:
         return f"the queue holds {state.payload_bytes} payload bytes, its bound is {policy.queue_bytes_max}"
-    # A key that is known names its job even when the table is full: the client only asks again.
-    keys = sum(1 for group in frame.groups for key in group.keys or () if key and key not in state.keys)
-    if keys and len(state.keys) + keys > policy.idempotency_keys_max:
-        return f"the table of idempotency keys is full ({policy.idempotency_keys_max}, idempotency_keys_max)"
+    if len(state.keys) + count > policy.idempotency_keys_max:
+        # A key that is known names its job even when the table is full: the client only asks again.
+        keys = sum(1 for group in frame.groups for key in group.keys or () if key and key not in state.keys)
+        if keys and len(state.keys) + keys > policy.idempotency_keys_max:
+            return f"the table of idempotency keys is full ({policy.idempotency_keys_max}, idempotency_keys_max)"
     return ""
 
 

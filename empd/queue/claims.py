@@ -40,6 +40,11 @@ def free_slots(state: QueueState, worker: Worker) -> int:
 
 def claim(evolver: Evolver, worker: Worker, at_ns: int) -> Claim | None:
     """Gives the worker as many jobs as it has slots for, best first; None when there are none for it."""
+    for _, queue in worker.queues:
+        if queue.heap:
+            break
+    else:
+        return None  # as in most passes, for most workers
     state = evolver.state
     free = free_slots(state, worker)
     if free <= 0:
