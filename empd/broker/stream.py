@@ -133,8 +133,13 @@ class Stream:
         """Rows are fed some passes after they were committed. Until then they are kept, within bounds and without
         gaps: to read them back from the journal would cost as much as all the rest of it. What nobody wants (history
         has no use for payloads) leaves only its place."""
-        wanting = self._subscribers.values()
-        committed = [row if any(each.wants(row) for each in wanting) else row._replace(body=b"") for row in committed]
+        kinds: set[int] = set()
+        for subscriber in self._subscribers.values():
+            if not subscriber.kinds:
+                break
+            kinds |= subscriber.kinds
+        else:
+            committed = [row if row.kind in kinds else Row(*row[:4], b"") for row in committed]
         size = sum([len(row.body) for row in committed])
         recent = self._recent
         if (
