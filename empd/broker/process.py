@@ -247,10 +247,9 @@ class Broker:
         return rows
 
     def _send(self, rows: list[Row], now: Instant) -> None:
-        self.workers.lost(self._worker_box.flush())
-        self.clients.lost(self._client_box.flush())
         self._settle_ns = self.workers.settle(now.mono_ns, idle=not rows)
         self.workers.lost(self._worker_box.flush())
+        self.clients.lost(self._client_box.flush())
         self.blobs.release(take_released(self.queue.state))
         self._stream_ns = self.stream.feed(rows, now.mono_ns)
         self.ledger.journal.checkpoint()

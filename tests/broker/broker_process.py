@@ -371,10 +371,9 @@ class RawBroker:
 
 def mortal(where: str, kind: int, nth: int) -> None:
     """Makes this broker kill itself in the `nth` pass that commits a fact of `kind`: when it has `received` what caused
-    it, when it has `committed`, or when the workers' (`assigned`), the clients' (`told`) or all frames (`sent`) of the
-    pass have reached them."""
+    it, when it has `committed`, or when the workers' (`assigned`) or all (`sent`) of its frames have reached them."""
     boxes: list[Outbox] = []
-    flushes_left = {"assigned": 1, "told": 2, "sent": 3}.get(where, 0)
+    flushes_left = {"assigned": 1, "sent": 2}.get(where, 0)
     passes, fatal = 0, False
     begin, commit, flush = Outbox.__init__, Ledger.commit, Outbox.flush
 

@@ -19,7 +19,7 @@ from empd.worker.outbox import Outbox
 
 JOBS = 12
 WAIT_S = 60.0
-BOUNDARIES = ("received", "committed", "assigned", "told", "sent")
+BOUNDARIES = ("received", "committed", "assigned", "sent")
 
 
 class Worker:
