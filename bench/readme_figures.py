@@ -166,6 +166,10 @@ def draw(lines: Sequence[Line]) -> list[str]:
 
 def main(files: list[str]) -> int:
     """Writes what the files suffice for; says what is missing. Exit code 1 when something is."""
+    absent = [file for file in files if not Path(file).exists()]
+    if absent:
+        print(f"{', '.join(absent)}: not there; `make bench bench-peers` writes them", file=sys.stderr)
+        return 1
     lines = [msgspec.json.decode(text, type=dict) for file in files for text in Path(file).read_text().splitlines()]
     missing = draw(lines)
     for place in PLACES:

@@ -11,7 +11,7 @@ import greenstalk
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
-from peers.servers import beanstalkd
+from peers.servers import BEANSTALKD_VERSION, beanstalkd
 
 _NUMBER = struct.Struct("<Q")
 
@@ -20,6 +20,8 @@ class BeanstalkdPeer(Peer):
     """See the module. The client has no batches: each put and reserve is a round trip."""
 
     name = "beanstalkd"
+    package = "greenstalk"
+    server = BEANSTALKD_VERSION
     settings = {"fast": "no binlog", "durable": "binlog, fsync on every write (-f0)"}
 
     def start(self) -> None:

@@ -10,7 +10,7 @@ from celery import Celery
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
-from peers.servers import REDIS, redis
+from peers.servers import REDIS, REDIS_VERSION, redis
 
 
 def echo(payload: bytes) -> bytes:
@@ -40,6 +40,8 @@ class CeleryPeer(Peer):
     """See the module."""
 
     name = "Celery"
+    package = "celery"
+    server = REDIS_VERSION
     settings = {
         "fast": f"prefetch 128, early acks; {REDIS['fast']}",
         "durable": f"task_acks_late, task_reject_on_worker_lost, prefetch 1; {REDIS['durable']}",

@@ -14,7 +14,7 @@ from dramatiq.results.backends import RedisBackend
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
-from peers.servers import REDIS, redis
+from peers.servers import REDIS, REDIS_VERSION, redis
 
 URL = os.environ.get("PEER_URL")
 if URL:
@@ -32,6 +32,8 @@ class DramatiqPeer(Peer):
     """See the module. Messages are acknowledged after the work in both settings."""
 
     name = "Dramatiq"
+    package = "dramatiq"
+    server = REDIS_VERSION
     settings = REDIS
 
     def start(self) -> None:

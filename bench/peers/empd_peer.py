@@ -16,6 +16,7 @@ class EmpdPeer(Peer):
     """See the module."""
 
     name = "empd"
+    package = "empd"
     settings = {
         "fast": "durability = memory (journal on tmpfs)",
         "durable": "durability = fsync, as shipped: a group commit before each acknowledgement",

@@ -10,7 +10,7 @@ from huey import RedisHuey
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
-from peers.servers import REDIS, redis
+from peers.servers import REDIS, REDIS_VERSION, redis
 
 
 def echo(payload: bytes) -> bytes:
@@ -32,6 +32,8 @@ class HueyPeer(Peer):
     """See the module. A job whose worker dies is gone in both settings."""
 
     name = "Huey"
+    package = "huey"
+    server = REDIS_VERSION
     settings = REDIS
 
     def start(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,8 +30,8 @@ class Peer(ABC):
     """One job system in one setting. Entered, it runs; left, all its processes are gone.
 
     `settings` says what each setting is; `has_queue`, whether jobs are anywhere else while they run; `again_limit_s`,
-    how long a job whose worker was killed is waited for, where that is longer than is usual. `put` returns whatever
-    `results` needs; payloads and results are bytes.
+    how long a job whose worker was killed is waited for, where that is longer than is usual; `package` and `server`,
+    whose versions are told. `put` returns whatever `results` needs; payloads and results are bytes.
     """
 
     name: ClassVar[str]
@@ -36,6 +39,8 @@ class Peer(ABC):
     large_bytes: ClassVar[int] = 16 << 20
     has_queue: ClassVar[bool] = True
     again_limit_s: ClassVar[float] = 0.0
+    package: ClassVar[str] = ""
+    server: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setting: str, directory: Path) -> None:
         self.setting = setting
@@ -105,6 +110,17 @@ class Peer(ABC):
         """Ends the workers: what is submitted from now on waits."""
         workers, self.workers = self.workers, []
         end(workers)
+
+
+@cache
+def versions(package: str, server: tuple[str, ...]) -> str:
+    """`rq 3.0.0, redis-server 7.0.15`: of a Python package, and of a program by the command that says it."""
+    found = [f"{package} {metadata.version(package)}"] if package else []
+    if server:
+        said = subprocess.run(server, capture_output=True, text=True, check=True).stdout
+        number = re.search(r"\d+(\.\d+)+", said)
+        found.append(f"{server[0]} {number[0] if number else said.strip()}")
+    return ", ".join(found)
 
 
 def module(name: str, *arguments: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from empd.bench.daemon import PLACE
 from empd.bench.figures import Figure, percentile
 from empd.bench.running import BenchError
 from peers import job
-from peers.interface import Peer, until
+from peers.interface import Peer, until, versions
 from peers.table import PEERS
 
 MIB = 1 << 20
@@ -133,7 +133,7 @@ def _figure(peer: Peer, of: str, unit: str, samples: list[float], value: float |
         unit=unit,
         samples=samples,
         axes={"peer": peer.name, "setting": peer.setting, "of": of},
-        settings={"setting": peer.settings[peer.setting]},
+        settings={"setting": peer.settings[peer.setting], "versions": versions(peer.package, peer.server)},
         **more,
     )
 

@@ -14,6 +14,7 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
+from peers.servers import NATS_VERSION
 from peers.servers import nats as server
 
 FETCH = 256
@@ -24,6 +25,8 @@ class NatsPeer(Peer):
     """See the module. This server's version cannot be told to sync each write."""
 
     name = "NATS JetStream"
+    package = "nats-py"
+    server = NATS_VERSION
     settings = {
         "fast": "stream in memory, asynchronous publishes",
         "durable": "stream in a file, synced by the server every two minutes; each publish acknowledged",

@@ -26,6 +26,7 @@ class RayPeer(Peer):
     """See the module. Nothing of it is on a disk."""
 
     name = "Ray"
+    package = "ray"
     settings = {"fast": f"actors that are restarted and their calls retried, {BATCH} jobs in a call"}
 
     def start(self) -> None:

@@ -10,7 +10,7 @@ from rq import Queue, Retry
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
-from peers.servers import REDIS, redis
+from peers.servers import REDIS, REDIS_VERSION, redis
 
 
 def echo(payload: bytes) -> bytes:
@@ -22,6 +22,8 @@ class RqPeer(Peer):
     """See the module."""
 
     name = "RQ"
+    package = "rq"
+    server = REDIS_VERSION
     settings = {
         "fast": f"SimpleWorker (no fork); {REDIS['fast']}",
         "durable": f"Worker (a fork for each job), Retry(max=3); {REDIS['durable']}",

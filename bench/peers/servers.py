@@ -9,6 +9,10 @@ REDIS = {
     "durable": "Redis with appendonly yes, appendfsync always",
 }
 
+REDIS_VERSION = ("redis-server", "--version")
+BEANSTALKD_VERSION = ("beanstalkd", "-v")
+NATS_VERSION = ("nats-server", "--version")
+
 
 def redis(peer: Peer) -> str:
     """A Redis for the peer, as its setting says; the URL."""

@@ -13,7 +13,7 @@ from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBr
 
 from peers import job
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer, module
-from peers.servers import REDIS, redis
+from peers.servers import REDIS, REDIS_VERSION, redis
 
 CHECK_S = 0.002
 """Clients of taskiq look for a result again and again; 0.2 s, as it comes, would be all of the latency."""
@@ -39,6 +39,8 @@ class TaskiqPeer(Peer):
     """See the module."""
 
     name = "taskiq"
+    package = "taskiq"
+    server = REDIS_VERSION
     settings = {
         "fast": f"ListQueueBroker; {REDIS['fast']}",
         "durable": f"RedisStreamBroker (acknowledged after the work); {REDIS['durable']}",

@@ -24,6 +24,7 @@ class Brokerless(Peer):
     """Client PUSHes to both workers, which PUSH back."""
 
     name = "ZeroMQ, brokerless"
+    package = "pyzmq"
     settings = {"fast": "PUSH and PULL over ipc"}
     has_queue = False
 

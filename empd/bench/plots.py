@@ -135,6 +135,10 @@ def _plain_numbers(axis: Any) -> None:
         axis.set_minor_formatter((lambda value, _: _number(value)) if is_narrow else ticker.NullFormatter())
 
 
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -155,7 +159,9 @@ def _curves(axes: Any, plot: Plot, series: Mapping[str, Sequence[Line]]) -> None
         ordered = sorted(lines, key=lambda line: float(line["axes"][plot.x]))
         x = [line["axes"][plot.x] for line in ordered]
         y = [line["value"] for line in ordered]
-        axes.errorbar(x, y, yerr=_spread(ordered), marker="o", markersize=4, capsize=2, label=name, color=f"C{index}")
+        axes.errorbar(
+            x, y, yerr=_spread(ordered), marker="o", markersize=4, capsize=2, label=_words(name), color=f"C{index}"
+        )
         if not is_one_bound:
             for place, line in zip(x, ordered, strict=True):
                 _mark(axes, place, line["target"], line, f"C{index}", align.get(place, "center"))
@@ -241,10 +247,10 @@ def _bars(axes: Any, plot: Plot, series: Mapping[str, Sequence[Line]], categorie
     width = 0.8 / len(series)
     for index, (name, lines) in enumerate(series.items()):
         places = [categories.index(line["axes"][plot.x]) + (index + 0.5) * width - 0.4 for line in lines]
-        axes.bar(places, [line["value"] for line in lines], width, yerr=_spread(lines), capsize=2, label=name)
+        axes.bar(places, [line["value"] for line in lines], width, yerr=_spread(lines), capsize=2, label=_words(name))
         for place, line in zip(places, lines, strict=True):
             _mark(axes, place, line["target"], line, "black")
-    axes.set_xticks(range(len(categories)), categories)
+    axes.set_xticks(range(len(categories)), map(_words, categories))
     axes.margins(y=0.12)
     if plot.log_y:
         axes.set_yscale("log")
@@ -254,12 +260,12 @@ def _rows(axes: Any, plot: Plot, series: Mapping[str, Sequence[Line]], categorie
     height = 0.8 / len(series)
     for index, (name, lines) in enumerate(series.items()):
         places = [categories.index(line["axes"][plot.x]) + (index + 0.5) * height - 0.4 for line in lines]
-        axes.barh(places, [line["value"] for line in lines], height, xerr=_spread(lines), label=name)
+        axes.barh(places, [line["value"] for line in lines], height, xerr=_spread(lines), label=_words(name))
         for place, line in zip(places, lines, strict=True):
             end = max(line["value"], line["max"])
             is_end = line["details"].get("again") is not False
             axes.annotate(f"   {'' if is_end else 'not within '}{shown(line['value'])}", (end, place), **_AT_BAR)
-    axes.set_yticks(range(len(categories)), categories)
+    axes.set_yticks(range(len(categories)), map(_words, categories))
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.grid(visible=False, axis="y")

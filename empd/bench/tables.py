@@ -80,7 +80,8 @@ def peers(lines: Iterable[Line], with_settings: bool = False) -> Table | None:
     for (peer, setting), measured in found.items():
         rows.append([peer, setting, *(value(measured[of]) if of in measured else NONE for of in PEER_COLUMNS)])
         if with_settings:
-            rows[-1].append(next(iter(measured.values()))["settings"]["setting"])
+            settings = next(iter(measured.values()))["settings"]
+            rows[-1].append(": ".join(filter(None, (settings.get("versions"), settings["setting"]))))
     head = ["peer", "setting", *PEER_COLUMNS.values(), *(["what that is"] if with_settings else [])]
     return Table(head, rows) if rows else None
 

@@ -16,6 +16,7 @@ import msgspec
 import psutil
 import pytest
 
+from empd import __version__
 from empd.bench import machine, processes, report
 from empd.bench.peers import PEERS
 from empd.bench.running import BenchError, wait_until
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from peers import __main__ as command  # noqa: E402
 from peers import measure, table  # noqa: E402
-from peers.interface import Peer, end, module  # noqa: E402
+from peers.interface import Peer, end, module, versions  # noqa: E402
 
 TINY = measure.Size(seconds=0.01, jobs_max=600, alone=3, large=1, waiting=2000, runs=2, kills=2)
 REAL = ("empd", "zeromq", "zeromq-proxy", "zeromq-loop")
@@ -38,6 +39,7 @@ class Planted(Peer):
     """Answers from this process."""
 
     name = "Planted, here"
+    package = "empd"
     settings = {"fast": "nothing", "durable": "nothing either"}
     large_bytes = 1000
     wrong = False
@@ -75,8 +77,18 @@ def test_a_peer_gives_its_figures(tmp_path: Path) -> None:
     assert list(found) == [f"peers.planted-here.durable.{name}" for name in names]
     figure = found["peers.planted-here.durable.throughput"]
     assert figure.axes == {"peer": "Planted, here", "setting": "durable", "of": "throughput"}
-    assert figure.settings == {"setting": "nothing either"}
+    assert figure.settings == {"setting": "nothing either", "versions": f"empd {__version__}"}
     assert {plot.where["of"] for plot in PEERS.plots} <= {*names, "memory", "recovery"}
+
+
+def test_versions_are_told() -> None:
+    program = (sys.executable, "-c", "print('a server, v=7.0.15 sha=1.2 of bits')")
+    assert versions("empd", program) == f"empd {__version__}, {sys.executable} 7.0.15"
+    for make in table.PEERS.values():
+        file, kind = make.args  # type: ignore[attr-defined]
+        text = (HERE / f"{file}.py").read_text()
+        assert 'package = "' in text, kind
+        assert ("server = " in text) == ("peers.servers" in text), kind
 
 
 def test_a_peer_that_gives_back_something_else_is_no_figure(tmp_path: Path) -> None:

@@ -229,6 +229,11 @@ def test_pages_get_their_tables_and_their_plots(tmp_path: Path, monkeypatch: pyt
     assert svg.startswith('<svg style="background: white"'), "readable on a dark page"
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert readme_figures.main([str(tmp_path / "none.jsonl")]) == 1
+    assert "none.jsonl: not there; `make bench bench-peers` writes them" in capsys.readouterr().err
+
+
 def test_a_plot_that_is_not_there_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readme_figures, "ROOT", tmp_path)
     assert readme_figures.images(readme_figures.PLACES[0]) == []

@@ -96,13 +96,13 @@ def test_what_is_missed_comes_first_and_leads_to_its_section(tmp_path: Path) -> 
 def test_peers_stand_in_a_table_with_what_their_settings_are(tmp_path: Path) -> None:
     def peer(of: str, value: float, unit: str, **details: Any) -> Figure:
         axes = {"peer": "a", "setting": "durable", "of": of}
-        settings = {"setting": "synced on <every> write"}
+        settings = {"setting": "synced on <every> write", "versions": "a 1.2"}
         return median_of(f"peers.a.{of}", unit, [value], axes=axes, settings=settings, details=details)
 
     found = lines("peers", peer("throughput", 1234.0, "jobs/s"), peer("recovery", 15_000.0, "ms", again=False))
     page = report.write(found, tmp_path).read_text("utf-8")
     row = "<td>a</td><td>durable</td><td>1,230</td><td>–</td><td>–</td><td>–</td><td>not within 15 s</td>"
-    assert f"{row}<td>synced on &lt;every&gt; write</td>" in page
+    assert f"{row}<td>a 1.2: synced on &lt;every&gt; write</td>" in page
 
 
 def test_the_matrix_is_a_table_when_it_was_measured(tmp_path: Path) -> None:
