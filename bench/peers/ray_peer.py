@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 
-from peers import job
+from peers import job, network
 from peers.interface import RESULT_TIMEOUT_S, WORKERS, Peer
 
 BATCH = 100
@@ -25,11 +25,16 @@ class Echo:
 class RayPeer(Peer):
     """See the module. Nothing of it is on a disk."""
 
+    is_apart: ClassVar[bool] = False
+
     name = "Ray"
     package = "ray"
     settings = {"fast": f"actors that are restarted and their calls retried, {BATCH} jobs in a call"}
 
     def start(self) -> None:
+        if not RayPeer.is_apart:
+            network.leave()  # it listens on all addresses, for whoever comes
+            RayPeer.is_apart = True
         ray.init(
             num_cpus=WORKERS,
             include_dashboard=False,

@@ -29,7 +29,6 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
-_AT_BAR: Any = {"va": "center", "fontsize": 7}
 _LABELS = {
     "batch": "jobs in a call",
     "payload_bytes": "payload",
@@ -264,7 +263,8 @@ def _rows(axes: Any, plot: Plot, series: Mapping[str, Sequence[Line]], categorie
         for place, line in zip(places, lines, strict=True):
             end = max(line["value"], line["max"])
             is_end = line["details"].get("again") is not False
-            axes.annotate(f"   {'' if is_end else 'not within '}{shown(line['value'])}", (end, place), **_AT_BAR)
+            said = f"{'' if is_end else 'not within '}{shown(line['value'])}"
+            axes.annotate(said, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(categories)), map(_words, categories))
     axes.invert_yaxis()
     axes.margins(x=0.12)

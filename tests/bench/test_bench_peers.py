@@ -6,6 +6,8 @@ import ast
 import itertools
 import os
 import re
+import socket
+import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -79,6 +81,31 @@ def test_a_peer_gives_its_figures(tmp_path: Path) -> None:
     assert figure.axes == {"peer": "Planted, here", "setting": "durable", "of": "throughput"}
     assert figure.settings == {"setting": "nothing either", "versions": f"empd {__version__}"}
     assert {plot.where["of"] for plot in PEERS.plots} <= {*names, "memory", "recovery"}
+
+
+APART = """
+import socket, sys
+from peers import network
+try:
+    network.leave()
+except OSError as error:
+    sys.exit(str(error))
+own = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(own.getsockname(), 5).close()
+try:
+    socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5)
+except OSError:
+    print("apart")
+"""
+
+
+def test_who_leaves_the_network_is_reached_by_nobody() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        command = [sys.executable, "-c", APART, str(outside.getsockname()[1])]
+        ended = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    if "no network of its own" in ended.stderr:
+        pytest.skip(ended.stderr.strip())
+    assert ended.stdout == "apart\n", ended.stderr
 
 
 def test_versions_are_told() -> None:

@@ -335,6 +335,25 @@ def test_the_journal_is_charged_in_as_many_commits(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_that_were_trimmed_are_written_again(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = cost_journal.Written.so_far, iter([None])
+    monkeypatch.setattr(cost_journal.Written, "so_far", lambda written: next(seen, real(written)))
+    done: list[int] = []
+    with where.daemon(noop_mapping(1)) as daemon, daemon.client() as client:
+        load = throughput.Load(client, daemon.service)
+
+        def run(count: int) -> None:
+            done.append(count)
+            load.run(count)
+
+        assert len(cost_journal.journal_us(daemon, where.place, run, 300, 2)) == 2
+        assert done == [300, 300]
+        monkeypatch.setattr(cost_journal.Written, "so_far", lambda written: None)
+        with pytest.raises(BenchError, match="trimmed"):
+            cost_journal.journal_us(daemon, where.place, run, 300, 2)
+    assert len(done) == 2 + cost_journal.ATTEMPTS
+
+
 def test_a_connector_beside_bare_requests(where: Where) -> None:
     found = by_name(connector.measure(connector.Size(jobs=80, at_once=8, alone=3, runs=2, cancels=3), where))
     has_its_plots("connector", found)

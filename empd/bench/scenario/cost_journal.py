@@ -19,6 +19,7 @@ from empd.store.journal import Row, SqliteJournal
 from empd.wire.frames import Reset
 
 RESERVE_BYTES = 1 << 20
+ATTEMPTS = 3
 
 
 class Written:
@@ -52,22 +53,24 @@ class Written:
         except EmpdError:
             return  # the client was closed, which is how this thread is ended
 
-    def so_far(self) -> tuple[list[Row], int]:
-        """(the rows until now, in how many commits). Raises BenchError when some were trimmed before they came."""
+    def so_far(self) -> tuple[list[Row], int] | None:
+        """(the rows until now, in how many commits); None when some were trimmed before they came."""
         with self._daemon.client() as client:
             journal = client.status()["journal"]
         wait_until(lambda: self._gaps or (self._rows and self._rows[-1].seq >= journal["last_seq"]), "all rows")
-        if self._gaps:
-            raise BenchError("the journal was trimmed before its rows were read")
-        return list(self._rows), journal["commits"] - self._commits
+        return None if self._gaps else (list(self._rows), journal["commits"] - self._commits)
 
 
 def journal_us(daemon: Running, place: str, run: Callable[[int], object], jobs: int, runs: int) -> list[float]:
-    """µs of CPU for each of the jobs that `run` has done, one for each of `runs`."""
-    with Written(daemon) as written:
-        run(jobs)
-        rows, commits = written.so_far()
-    return [again_s(rows, commits, place) * 1e6 / jobs for _ in range(runs)]
+    """µs of CPU for each of the jobs that `run` has done, one for each of `runs`. Raises BenchError when the journal is
+    trimmed again and again before its rows are read."""
+    for _ in range(ATTEMPTS):
+        with Written(daemon) as written:
+            run(jobs)
+            found = written.so_far()
+        if found is not None:
+            return [again_s(*found, place) * 1e6 / jobs for _ in range(runs)]
+    raise BenchError("the journal was trimmed before its rows were read")
 
 
 def again_s(rows: Sequence[Row], commits: int, place: str) -> float:
