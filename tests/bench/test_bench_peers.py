@@ -324,6 +324,32 @@ def test_empd_is_measured_there_with_the_libraries_of_its_tests() -> None:
     assert makefile.count("-c $(PEERS)/constraints.txt") == 2
 
 
+@pytest.mark.parametrize(("code", "has_own"), [(0, True), (3, False)])
+def test_the_page_is_made_even_where_a_peer_fails(code: int, has_own: bool, tmp_path: Path) -> None:
+    """`make bench-peers` as it is, with programs that only note how they were called."""
+    for name in ("Makefile", "pyproject.toml", "requirements-dev.lock", "bench/peers/requirements.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for path, status in ((".venv/bin/empd", 0), (".venv/peers/bin/python", code)):
+        program = tmp_path / path
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit {status}\n')
+        program.chmod(0o755)
+    for ready in (".venv/.ready", ".venv/peers/.ready"):
+        (tmp_path / ready).touch()
+    (tmp_path / ".bench").mkdir()
+    if has_own:
+        (tmp_path / ".bench" / "empd.jsonl").touch()
+    made = ["make", "-C", str(tmp_path), "bench-peers", "PEERS_OPTIONS=--quick"]
+    ended = subprocess.run(made, capture_output=True, text=True, check=False)
+    assert (ended.returncode == 0) == (code == 0), ended.stderr
+    own = ".bench/empd.jsonl " if has_own else ""
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "-m peers --json .bench/peers.jsonl --quick",
+        f"bench report {own}.bench/peers.jsonl --into .bench",
+    ]
+
+
 def test_the_report_shows_peers(tmp_path: Path) -> None:
     where = {**machine.describe("/tmp"), "quick": True, "endpoint": ""}
     lines = []
