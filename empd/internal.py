@@ -22,6 +22,9 @@ INSTANCES_PER_GPU_MAX = 16
 SERVERS_PER_WORKER_MAX = 8
 """A worker shows on the board which servers it uses, and has room there for this many."""
 
+EXIT_NOT_STARTED = 72
+"""A keeper's exit status: the server could not be executed, or its port is taken."""
+
 _GPU_PLACEHOLDERS = ("gpu_index", "gpu_uuid")
 _PLACEHOLDER = re.compile(r"\{(port|instance|gpu_index|gpu_uuid)\}")
 _NAME = re.compile(r"[^@]+@(?:gpu(\d+)|box)(?:\.(\d+))?")

@@ -141,6 +141,9 @@ class Connector:
     health_limit_s: ClassVar[float] = 60.0
     """A check that has not answered by then counts as failed: a service that hangs is not well."""
 
+    close_limit_s: ClassVar[float] = 30.0
+    """A `close` that has not returned by then is cancelled: what it waits for may never come."""
+
     def __init__(self, config: ConnectorConfig, site: Site) -> None:
         self.config = config
         self.site = site
@@ -231,10 +234,13 @@ class Connector:
         if not self.opened:
             return
         self._state = ConnectorState.OFFLINE
+        limit = asyncio.timeout(self.close_limit_s)
         try:
-            await self.close()
+            async with limit:
+                await self.close()
         except Exception as error:  # foreign code, as above
-            self.reason = describe(error)
+            late = f"close did not return within {self.close_limit_s:g} s"
+            self.reason = late if limit.expired() else describe(error)
             self.site.log("connector_close_failed", service=self.site.service, reason=self.reason)
 
 

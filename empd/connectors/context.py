@@ -241,7 +241,7 @@ class Context:
 
     def progress(self, fraction: float, message: str = "", step: int = 0, steps: int = 0) -> None:
         """Says how far the job is: `fraction` 0…1; it never falls. Cheap: at most ten a second leave the worker."""
-        self.fraction = max(self.fraction, min(1.0, fraction))
+        self.fraction = max(self.fraction, min(1.0, float(fraction)))
         self.port.progress(self, self.fraction, message, step, steps)
         if self.on_progress is not None:
             self.on_progress(self.fraction, message)

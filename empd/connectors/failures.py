@@ -132,9 +132,14 @@ class StateConflict(ConnectorError):
     """The state has another version than expected, or this attempt is no longer the job's."""
 
 
+def sayable(text: str) -> str:
+    """The text as UTF-8 can carry it, which cannot carry what Python makes of odd bytes in the name of a file."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def describe(error: BaseException) -> str:
     """One line about an exception."""
-    text = str(error).strip()
+    text = sayable(str(error)).strip()
     if isinstance(error, ConnectorError):
         return text[:500]
     name = type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from empd.processes import stack_dump
 
 _EXIT_ORPHAN = 71
 _CONNECT_S = 1.0
+_HOST = "127.0.0.1"
 
 
 def launch(instance: ServerInstance, output_fd: int) -> subprocess.Popen[bytes]:
@@ -54,7 +56,18 @@ def dump_stacks(pid: int, output_fd: int) -> subprocess.Popen[bytes] | None:
 
 
 def is_taken(port: int) -> bool:
-    """Somebody listens there already: a stranger's health would be taken for the server's."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), _CONNECT_S):
-        return True
+    """Somebody has the port already, be it the near end of a connection; or somebody answers there, whose health would
+    be taken for the server's."""
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as servers do: what their predecessors left is none
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+        # While the port is bound a connection to it cannot get it for its own near end.
+        with contextlib.suppress(OSError), socket.create_connection((_HOST, port), _CONNECT_S):
+            return True
     return False

@@ -29,7 +29,7 @@ import time
 import aiohttp
 
 from empd import lifecycle
-from empd.internal import ServerInstance, instance_for, log_path
+from empd.internal import EXIT_NOT_STARTED, ServerInstance, instance_for, log_path
 from empd.lifecycle import Child, ChildKind, Control, Exit, Notice
 from empd.memory.board import UNKNOWN, Activity, Board, SlotState
 from empd.memory.layout import SPARES
@@ -39,12 +39,10 @@ from empd.server.output import Output
 
 _log = logging.getLogger("empd.server")
 
-EXIT_NOT_STARTED = 72
-"""The server could not be executed, or its port is taken."""
-
 BASELINE_FACTOR = 1.25
 DUMP_S_MAX = 3.0
 POLL_S = 0.1
+PORT_S_MAX = 5.0
 # While it starts or is ill it is asked this often, or at its own interval where that is shorter.
 _EAGER_S = 0.5
 _FAILURES_MIN = 3
@@ -89,7 +87,7 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         try:
-            return await self._serve() if self._start() else EXIT_NOT_STARTED
+            return await self._serve() if await self._start() else EXIT_NOT_STARTED
         finally:
             self._output.finish()
 
@@ -112,9 +110,9 @@ class Keeper:
 
     # --- start and end -----------------------------------------------------------------------------------------------
 
-    def _start(self) -> bool:
+    async def _start(self) -> bool:
         instance = self._instance
-        problem = f"port {instance.port} is taken by another process" if is_taken(instance.port) else ""
+        problem = "" if await self._port_is_free() else f"port {instance.port} is taken by another process"
         try:
             if not problem:
                 self._process = launch(instance, self._output.write_fd)
@@ -125,6 +123,19 @@ class Keeper:
             self._say(problem)
             return False
         self._say(f"started: pid {self._process.pid}, port {instance.port}", logging.INFO)
+        return True
+
+    async def _port_is_free(self) -> bool:
+        """Waits a while for it: whoever got it while no server was there may let go soon, and the restart table's
+        waits grow. False too when the supervisor wants no server any more."""
+        end_s = self._loop.time() + PORT_S_MAX
+        while is_taken(self._instance.port):
+            records = lifecycle.receive(self._child.control)
+            is_unwanted = records is None or any(each.notice in (Notice.STOP, Notice.DRAIN) for each in records)
+            if is_unwanted or self._loop.time() >= end_s:
+                return False
+            self._write()
+            await asyncio.sleep(POLL_S)
         return True
 
     def _on_death(self, process: subprocess.Popen[bytes]) -> None:

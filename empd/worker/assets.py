@@ -50,6 +50,8 @@ class Storage:
             await self.saver.check()
         except AssetFailed as error:
             return f"assets: {self.log.redact(error.message)}"
+        except Exception as error:  # the store's library is foreign code; that it works is not known
+            return f"assets: {self.log.redact(describe(error))}"
         self._failing = False
         return ""
 

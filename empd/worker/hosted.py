@@ -22,7 +22,7 @@ from empd.connectors.base import (
 )
 from empd.connectors.context import Context, JobView
 from empd.connectors.endpoints import Defaults, Endpoints, default_url, fixed_url
-from empd.connectors.failures import ServiceUnavailable, describe
+from empd.connectors.failures import ServiceUnavailable, describe, sayable
 from empd.connectors.protocol.cache import Cache, CacheConfig
 from empd.connectors.redaction import secrets_in
 from empd.connectors.tracing import Tracer
@@ -39,6 +39,8 @@ from empd.worker.tally import Tally
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
 POLL_S = 0.02
+CANCEL_AGAIN_S = 1.0
+CANCELS_MAX = 10
 
 Process = Callable[[JobView, Context], Any]
 
@@ -297,8 +299,7 @@ class Hosted:
         """Closes the connector. Never raises."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait((keeper,))
+            await end(keeper)
         connector, self._connector = self._connector, None
         self.process = self.resume = self._refuse
         if connector is not None:
@@ -363,7 +364,7 @@ class Hosted:
         self._reason = self._reason or await self.port.storage.problem()
         if not self._reason and isinstance(connector, HasModels):
             try:
-                self.models = await connector.models()
+                self.models = [sayable(str(name)) for name in await connector.models()]
             except Exception as error:  # foreign code; a list of models is no reason to stop
                 self._log("connector_models_failed", "warning", service=self.name, reason=describe(error))
         if not self._reason and isinstance(connector, DescribesService):
@@ -382,6 +383,16 @@ class Hosted:
 
     async def _refuse(self, job: JobView, context: Context) -> Any:
         raise ServiceUnavailable(self._reason or f"service {self.name!r} is closed")
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancels a task until it has ended: foreign code in it may take a cancel for an error of its own, and go on. One
+    that never ends is left behind."""
+    for _ in range(CANCELS_MAX):
+        task.cancel()
+        await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
+        if task.done():
+            return
 
 
 async def reconfigure(

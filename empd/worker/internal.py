@@ -19,7 +19,7 @@ from empd.errors import FailureClass
 from empd.internal import ServerInstance
 from empd.job import Cause
 from empd.lifecycle import ChildKind, Control, Notice
-from empd.worker.hosted import Hosted, Process
+from empd.worker.hosted import Hosted, Process, end
 from empd.worker.servers import Lease, Seat, ServerView
 
 LOOK_S = 0.2
@@ -128,25 +128,32 @@ class Internal(Hosted):
 
     async def _follow(self, connector: Service) -> None:
         while True:
-            before = (self.reason, self._view.reason)
-            self._view.look(connector.active_jobs)
-            lease = self._view.lease
-            if self._opened is not lease and not connector.active_jobs:
-                await self._open_for(lease, connector)
-            if lease is not None and not self._view.reason:
-                self._weigh(lease)
-            if self._view.reason != before[1]:
-                self._say(self._view.reason)
-            if self.reason != before[0]:
-                self._told()
-                self.on_change()
+            try:
+                await self._look_at(connector)
+            except Exception as error:  # whatever it was: nobody else would ever offer this service again
+                self._log("service_watch_failed", "error", service=self.name, reason=describe(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wake.wait()
             self._wake.clear()
 
+    async def _look_at(self, connector: Service) -> None:
+        before = (self.reason, self._view.reason)
+        self._view.look(connector.active_jobs)
+        lease = self._view.lease
+        if self._opened is not lease and not connector.active_jobs:
+            await self._open_for(lease, connector)
+        if lease is not None and not self._view.reason:
+            self._weigh(lease)
+        if self._view.reason != before[1]:
+            self._say(self._view.reason)
+        if self.reason != before[0]:
+            self._told()
+            self.on_change()
+
     async def _open_for(self, lease: Lease | None, connector: Service) -> None:
         """What the connector knew of the server before is gone with it."""
+        self._reason = "starting"  # the server's own word may be good already; while this waits nothing is taken
         await self._stop_inner()
         await connector.stop()
         self.hold.clear()
@@ -159,8 +166,7 @@ class Internal(Hosted):
     async def _stop_inner(self) -> None:
         inner, self._inner = self._inner, None
         if inner is not None:
-            inner.cancel()
-            await asyncio.wait((inner,))
+            await end(inner)
 
     def _weigh(self, lease: Lease) -> None:
         """A server whose port answers and whose connector finds it ill hangs too, if it ever was well."""

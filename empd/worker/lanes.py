@@ -120,8 +120,8 @@ class Lanes:
                 lane.context, lane.hosted = context, hosted
                 meter = hosted.meter
                 meter.active_jobs += 1
-                note(started_ns)
                 try:
+                    note(started_ns)
                     value = await process(job, context)
                     lane.finishing = True
                     carried = encode(value)
@@ -131,7 +131,7 @@ class Lanes:
                         outbox.completed((assigned.id, assigned.epoch), carried, None)
                         hosted.tally.completed += 1
                 except BaseException as error:  # foreign code: even SystemExit must end the job only, not the worker
-                    if self._closed or isinstance(error, GeneratorExit):
+                    if self._closed or (isinstance(error, GeneratorExit) and not self._loop.is_running()):
                         raise
                     outcomes.failed(hosted, context, error)
                 finally:

@@ -11,7 +11,7 @@ import msgspec
 
 from empd.connectors.base import Result
 from empd.connectors.context import Context
-from empd.connectors.failures import BadResponse, describe
+from empd.connectors.failures import BadResponse, describe, sayable
 from empd.connectors.verdict import Verdict, judge
 from empd.errors import FailureClass
 from empd.job import Cause
@@ -55,7 +55,7 @@ class Outcomes:
             await context.assets_used.settle()
         usage = None
         if isinstance(value, Result):
-            value, usage = value.value, value.usage
+            value, usage = value.value, _measured(value.usage)
         carried = await self._carry(value)
         if isinstance(context.assets_used, AttemptAssets):
             self.outbox.watched[claim] = context.assets_used.settled
@@ -79,12 +79,20 @@ class Outcomes:
         if context.stop_reason:
             self._stopped(hosted, claim, context.stop_reason, context)
             return
+        try:
+            verdict = self._judge(hosted, error)
+        except Exception as worse:  # foreign code again: an exception that cannot tell of itself. The job must end.
+            message = f"{type(error).__name__}, which cannot be told: {type(worse).__name__}"
+            verdict = Verdict(FailureClass.INTERNAL, message, True, Cause.JOB_FAULT, None, "")
+        self.outbox.failed(_failed_job(claim, verdict))
+        hosted.tally.ended("failed", verdict.failure.value)
+
+    def _judge(self, hosted: Hosted, error: BaseException) -> Verdict:
         if _in_encoder(error) and not isinstance(error, MemoryError):
             error = BadResponse(f"the result cannot be encoded: {describe(error)}", retry=False)
         verdict = judge(error)
-        verdict = verdict._replace(message=hosted.redact(verdict.message), evidence=hosted.redact(verdict.evidence))
-        self.outbox.failed(_failed_job(claim, verdict))
-        hosted.tally.ended("failed", verdict.failure.value)
+        message, evidence = sayable(verdict.message), sayable(verdict.evidence)
+        return verdict._replace(message=hosted.redact(message), evidence=hosted.redact(evidence))
 
     def _discard(self, context: Context) -> None:
         """Has the files of an attempt that does not count removed, meanwhile."""
@@ -120,6 +128,15 @@ def _in_encoder(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_code.co_filename == __file__
+
+
+def _measured(usage: Any) -> dict[str, float] | None:
+    """What a result says it has used. Raises what a frame could not carry, while only this job is hurt by it."""
+    if usage is None:
+        return None
+    measured: dict[str, float] = msgspec.convert(usage, dict[str, float])
+    _pack(measured)
+    return measured
 
 
 def _failed_job(claim: Claim, verdict: Verdict) -> FailedJob:

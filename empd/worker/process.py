@@ -32,6 +32,7 @@ from empd.mapping import Mapping
 from empd.memory.arena import Arena
 from empd.wire import codec, frames
 from empd.wire.telemetry import ServiceFacts
+from empd.worker import stacks
 from empd.worker.activity import Activities
 from empd.worker.assets import Storage
 from empd.worker.hosted import Hosted, Plan, plan_of, reconfigure
@@ -140,6 +141,7 @@ class Worker:
         }
         self._loop.add_reader(child.control.fileno(), self._on_control)
         self._loop.add_signal_handler(signal.SIGTERM, self._leaving.stop)
+        stacks.watch(self._loop, child.evidence_fd)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the group; the supervisor decides
         self._heartbeat()
         self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)

@@ -10,6 +10,7 @@ import msgspec
 import zmq
 
 from empd.connectors.context import Context
+from empd.connectors.failures import sayable
 from empd.payload import encode_value
 from empd.wire.telemetry import JobLog, JobPartial, JobProgress, Metrics, Sample, ServiceFacts, Telemetry
 
@@ -47,7 +48,7 @@ class Reporter:
     def progress(self, context: Context, fraction: float, message: str, step: int, steps: int) -> None:
         """The newest progress of a job."""
         claim = (context.job.id, context.job.epoch)
-        self._progress[claim] = JobProgress(*claim, time.time_ns(), fraction, message, step, steps)
+        self._progress[claim] = JobProgress(*claim, time.time_ns(), fraction, sayable(message), step, steps)
         self._soon()
 
     def partial(self, context: Context, value: object) -> None:
@@ -68,7 +69,8 @@ class Reporter:
         """One line of a job's log; past the attempt's bound one line says that there was more."""
         if context.log_bytes < 0:
             return
-        size = len(text.encode("utf-8", "replace")) + 1
+        text = sayable(text)
+        size = len(text.encode()) + 1
         if context.log_bytes + size > self._log_bytes_max:
             context.log_bytes = -1
             text, size = _CUT, len(_CUT)
@@ -125,5 +127,5 @@ class Reporter:
     def _push(self, message: Telemetry) -> None:
         try:
             self._socket.send(self._encode(message), zmq.NOBLOCK)
-        except zmq.Again:
+        except (zmq.Again, TypeError, ValueError, OverflowError, RecursionError):  # the others must not wait behind it
             self.dropped += 1

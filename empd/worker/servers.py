@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from empd.internal import ServerInstance
+from empd.internal import EXIT_NOT_STARTED, ServerInstance
 from empd.lifecycle import ChildKind
 from empd.memory.board import Activity, Board, Identity, SlotState
 
@@ -160,8 +160,11 @@ class ServerView:
 
 
 def _in_words(identity: Identity) -> str:
-    """`starting (2 restarts, the last exit: crashed)`."""
+    """`starting (restarts: 2, last exit: crashed)`."""
     text = identity.state.name.lower().replace("_", " ")
     if identity.last_exit is not None:
-        text += f" (restarts: {identity.restarts}, last exit: {identity.last_exit.name.lower()})"
+        status = identity.last_wait_status
+        is_told = os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NOT_STARTED
+        how = "it could not be started, its log tells why" if is_told else identity.last_exit.name.lower()
+        text += f" (restarts: {identity.restarts}, last exit: {how})"
     return text

@@ -153,6 +153,28 @@ def test_a_circuit_opens_and_closes_as_configured(upstream: Upstream) -> None:
     )
 
 
+def test_a_circuit_of_the_server_before_holds_nobody_from_the_next(upstream: Upstream) -> None:
+    holds: dict[str, str] = {}
+
+    async def run() -> None:
+        site = Site(service="s", hold=lambda key, reason="", for_s=0.0: holds.update({key: reason}))
+        config = {"endpoint": "/scripted", "retry": {"attempts_max": 1}, "circuit": {"failures_max": 1, "open_s": 60}}
+        connector = registry.build(HTTPConnector, {"base_url": upstream.base_url, **config}, site)
+        context = context_of({})
+        await connector.start()
+        with pytest.raises(ServiceUnavailable):
+            await connector.process(context.job, context)
+        assert holds == {"circuit POST /scripted": "circuit open: POST /scripted"}
+        await connector.stop()
+        await connector.start()
+        assert holds == {"circuit POST /scripted": ""}
+        await connector.process(context.job, context)
+        await connector.stop()
+
+    upstream.script = [503]
+    asyncio.run(run())
+
+
 def test_time_outs_and_dead_ports_are_told_apart(upstream: Upstream) -> None:
     with pytest.raises(ServiceTimeout):
         processed(upstream, {}, endpoint="/slow", read_timeout_s=0.05, retry={"attempts_max": 1})

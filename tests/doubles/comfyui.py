@@ -5,6 +5,10 @@
 It executes `EmptyImage`, `ImageInvert`, `LoadImage`, `SaveImage` for real (small PNGs), sleeps and fails on demand
 (nodes `Sleep`, `RaiseError`, `BlockExecution`), and counts what a good client must not do twice or to others:
 `GET /double/counts`. Source: `server.py`, `execution.py`, `main.py` of that version, and a running one.
+
+`POST /double/die` `{"at": [N, …]}`: the process kills itself at its N-th message from then on, and in its next lives
+at theirs. A message is what it is asked or tells, in its parts: a request, the middle of a body, before and after the
+answer, a frame of a WebSocket.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ import hashlib
 import heapq
 import itertools
 import json
+import mimetypes
 import os
 import re
+import signal
 import ssl
 import struct
 import sys
@@ -85,6 +91,42 @@ class Counts:
         """Submissions by `extra_data.worker`, where a test sends it."""
 
 
+class Fate:
+    """At which message the process kills itself; `path` keeps what is due in its next lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._left = 0
+        self.messages = 0
+        self.take()
+
+    def take(self) -> None:
+        """The next number that is due becomes this life's."""
+        if self._path.exists():
+            self._left, *rest = json.loads(self._path.read_text())
+            self._path.write_text(json.dumps(rest)) if rest else self._path.unlink()
+
+    @property
+    def is_doomed(self) -> bool:
+        """Another death is due, in this life or a later one."""
+        return self._left > 0 or self._path.exists()
+
+    def decide(self, numbers: list[int]) -> None:
+        """As `/double/die` says; none: it lives on."""
+        self._left = self.messages = 0
+        self._path.unlink(missing_ok=True)
+        if numbers:
+            self._path.write_text(json.dumps(numbers))
+            self.take()
+
+    def message(self) -> None:
+        """One has come or is about to go."""
+        self.messages += 1
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class ComfyUIDouble:
     """The server. `legacy`: as versions before `progress_state`, `display_node` and previews with metadata.
 
@@ -125,6 +167,7 @@ class ComfyUIDouble:
         self.fail_next: list[int] = []
         """Statuses that the next requests get, whatever they ask."""
         self.counts = Counts()
+        self.fate = Fate(self.directory / "die.json")
         self._files = itertools.count(1)
         self._forget()
         self._runner: web.AppRunner | None = None
@@ -169,6 +212,7 @@ class ComfyUIDouble:
             app.router.add_route(method, path, handler)
             app.router.add_route(method, f"/api{path}", handler)
         app.router.add_get("/double/counts", self._get_counts)
+        app.router.add_post("/double/die", self._post_die)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls, reuse_address=True)
@@ -226,7 +270,12 @@ class ComfyUIDouble:
             return web.json_response({"message": "who are you"}, status=401)
         if self.fail_next and not request.path.startswith("/double"):
             return web.Response(status=self.fail_next.pop(0), text="not now")
-        return await handler(request)
+        if request.path.startswith("/double"):
+            return await handler(request)
+        self.fate.message()
+        answer = await handler(request)
+        self.fate.message()
+        return answer
 
     # --- messages ---
 
@@ -242,6 +291,7 @@ class ComfyUIDouble:
             targets = list(self.sockets.values()) if sid is None else [self.sockets.get(sid)]
             for socket in targets:
                 if socket is not None:
+                    self.fate.message()
                     with contextlib.suppress(ConnectionError, RuntimeError):
                         if isinstance(event, int):
                             await socket.send_bytes(struct.pack(">I", event) + data)
@@ -273,6 +323,7 @@ class ComfyUIDouble:
                 self.send("executing", {"node": self.last_node_id}, sid)
             first = True
             async for message in socket:
+                self.fate.message()
                 if message.type is WSMsgType.TEXT:
                     said = json.loads(message.data)
                     if first and said.get("type") == "feature_flags" and not self.legacy:
@@ -398,7 +449,15 @@ class ComfyUIDouble:
         if not path.is_file():
             return web.Response(status=404)
         self.counts.views += 1
-        return web.FileResponse(path, headers={"Content-Disposition": f'filename="{path.name}"'})
+        data = path.read_bytes()
+        headers = {"Content-Disposition": f'filename="{path.name}"', "Content-Length": str(len(data))}
+        answer = web.StreamResponse(headers=headers)
+        answer.content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        await answer.prepare(request)
+        await answer.write(data[: len(data) // 2])
+        self.fate.message()
+        await answer.write(data[len(data) // 2 :])
+        return answer
 
     async def _post_upload(self, request: web.Request) -> web.Response:
         post = await request.post()
@@ -458,8 +517,13 @@ class ComfyUIDouble:
             self._cache.clear()
         return web.Response()
 
+    async def _post_die(self, request: web.Request) -> web.Response:
+        self.fate.decide((await request.json())["at"])
+        return web.json_response({})
+
     async def _get_counts(self, request: web.Request) -> web.Response:
-        return web.json_response(vars(self.counts) | {"pid": os.getpid()})
+        about = {"pid": os.getpid(), "messages": self.fate.messages, "doomed": self.fate.is_doomed}
+        return web.json_response(vars(self.counts) | about)
 
     # --- execution ---
 

@@ -176,6 +176,18 @@ def test_a_connector_that_does_not_notice_its_servers_death_is_told(box: ServerB
     assert "it went on waiting for its server" in box.log()
 
 
+@pytest.mark.parametrize("how", ["stubborn", "clingy"])
+def test_a_connector_that_does_not_let_go_is_opened_for_the_next_server_all_the_same(box: ServerBox, how: str) -> None:
+    before = box.server("plain@box")
+    assert box.do("plain", value=1, **{how: True})["pid"] == before["server_pid"]
+    if how == "stubborn":
+        looks_s = time.monotonic() + 1
+        wait_until(lambda: time.monotonic() > looks_s, "its check to be under way")
+    os.kill(before["server_pid"], signal.SIGKILL)
+    after = box.wait_server("plain@box", other_than=before["generation"])
+    assert box.do("plain", value=2)["pid"] == after["server_pid"]
+
+
 def test_a_server_that_hangs_behind_an_open_port_is_stopped_and_started_again(box: ServerBox) -> None:
     before = box.server("sick@box")
     assert box.do("sick", value=1, do="ill")["value"] == 1
@@ -349,6 +361,7 @@ def test_a_port_that_is_taken_and_a_program_that_is_not_there_are_named(daemon: 
         wait_until(lambda: f"port {base_port} is taken by another process" in box.output("s@box"), "the reason")
         # The stranger's port answers; its health must not be taken for the server's.
         assert box.server("s@box")["state"] != "ready"
+        wait_until(lambda: "it could not be started, its log tells why" in reason_of(box), "the status to say so")
     box.wait_server("s@box")
     missing = daemon(internal(free_ports(1), command=["/nowhere/comfyui"]))
     started(missing)

@@ -25,6 +25,7 @@ from empd.errors import JobCancelled
 from empd.mapping import Mapping
 from tests.azurite import Azurite
 from tests.box import Box, is_alive, wait_until
+from tests.evidence import explained
 from tests.internal.internal_box import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,11 +212,12 @@ def test_200_jobs_on_two_instances_of_which_one_is_killed(tmp_path: Path) -> Non
             watcher = Watcher(box.http())
             graphs = [sleeping(0.04, steps=4, color=color) for color in range(JOBS)]
             jobs = list(client.submit_many("comfyui", graphs))
-            wait_until(lambda: len(cluster.counts(0)["finished"]) >= 20, "jobs to be under way")
-            before = cluster.counts(0)
-            os.kill(before["pid"], signal.SIGKILL)
-            results = [job.result(100) for job in jobs]
-            after = [cluster.counts(0), cluster.counts(1)]
+            with explained(box, *jobs):
+                wait_until(lambda: len(cluster.counts(0)["finished"]) >= 20, "jobs to be under way")
+                before = cluster.counts(0)
+                os.kill(before["pid"], signal.SIGKILL)
+                results = [job.result(100) for job in jobs]
+                after = [cluster.counts(0), cluster.counts(1)]
             watcher.close()
             shown = [cluster.job(job.id) for job in jobs]
         images = azurite.blobs("images")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from empd.errors import JobCancelled, JobDead, JobFailed
-from tests.box import Box, mapping_of, service, wait_until
+from empd.lifecycle import evidence_path
+from tests.box import Box, is_alive, mapping_of, service, wait_until
 
 HERE = str(Path(__file__).parent)
 
@@ -152,3 +153,22 @@ def test_a_reload_rolls_workers_without_losing_a_job(box: Callable[..., Box]) ->
         assert list(jobs.results(60)) == [{"steps": 1}] * 60
         wait_until(lambda: not before & {daemon.pid("s-0"), daemon.pid("s-1")}, "both workers to be rolled")
         assert client.submit("s", None).result(60) == {"steps": 1}
+
+
+def test_a_worker_that_is_asked_tells_where_its_jobs_wait(box: Callable[..., Box], tmp_path: Path) -> None:
+    """The supervisor asks in this way before it ends one that hangs; its threads alone would show an idle loop."""
+    daemon = box(mapping_of(s=python("nap_async")), python_path=HERE)
+    with daemon.client() as client:
+        handle = client.submit("s", str(tmp_path))
+        wait_until((tmp_path / "began").exists, "the job's begin")
+        (child,) = [
+            child
+            for child in json.loads((daemon.runtime_dir / "supervisor.json").read_text())["children"]
+            if child["name"] == "s-0"
+        ]
+        path = evidence_path(daemon.runtime_dir, child["generation"])
+        daemon.signal("s-0", signal.SIGUSR1)
+        wait_until(lambda: path.exists() and " in nap_async\n" in path.read_text(), "the job's function")
+        assert "most recent call first" in path.read_text()
+        assert is_alive(child["pid"])
+        handle.cancel()

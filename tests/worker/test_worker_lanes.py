@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empd.asset import AssetConfig
-from empd.connectors.base import Cancellable, Service, Site
+from empd.connectors.base import Cancellable, Result, Service, Site
 from empd.connectors.context import JobDetails
 from empd.memory.arena import Arena
-from empd.wire import frames
+from empd.wire import codec, frames
 from empd.worker import lanes
 from empd.worker.assets import Storage
 from empd.worker.hosted import Hosted, Plan
@@ -22,7 +22,17 @@ from empd.worker.outbox import Outbox
 from empd.worker.outcome import Outcomes
 from empd.worker.port import Port
 
-INSTANT, PAUSE, LONG, FAIL, SWALLOW, SELF_CANCEL = range(6)
+INSTANT, PAUSE, LONG, FAIL, SWALLOW, SELF_CANCEL, LEAVE, MUTE, ODD, USES_NAMES, USES_WORDS = range(11)
+
+
+class Mute(Exception):
+    """Cannot tell of itself."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+RAISED = {LEAVE: GeneratorExit(), MUTE: Mute(), ODD: OSError("no file \udcff.png")}
 
 
 class Scripted(Service):
@@ -58,6 +68,10 @@ class Scripted(Service):
                 await asyncio.sleep(0)
         elif kind == SELF_CANCEL:
             raise asyncio.CancelledError
+        elif kind in RAISED:
+            raise RAISED[kind]
+        elif kind in (USES_NAMES, USES_WORDS):
+            return Result(job.id, {"\udcff": 1.0} if kind == USES_NAMES else {"tokens": "many"})  # type: ignore[dict-item]
         return job.id
 
 
@@ -189,6 +203,24 @@ def test_a_stop_hits_its_job_and_no_neighbour(tmp_path_factory, kinds, stops, co
         after = rig.assign([LONG, PAUSE, INSTANT])
         await rig.idle()
         assert [end for end in rig.ends() if end[0] >= after[0][0]] == [(claim[0], "done") for claim in after]
+        await rig.lanes.close()
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_told_as_it_is_ends_its_job_all_the_same_and_no_lane(tmp_path) -> None:
+    async def run() -> None:
+        rig = Rig(tmp_path, 2)
+        rig.assign([LEAVE, MUTE, ODD, USES_NAMES, USES_WORDS, INSTANT, PAUSE])
+        await rig.idle()
+        assert rig.ends() == [(number, "failed") for number in range(5)] + [(5, "done"), (6, "done")]
+        assert rig.lost == []
+        told = {job.id: job for frame in rig.frames for job in frame.failed}
+        assert "Mute, which cannot be told: RuntimeError" in told[1].error.message
+        assert told[2].error.message == "OSError: no file \\udcff.png"
+        assert [told[number].retry for number in (3, 4)] == [False, False]
+        for frame in rig.frames:
+            codec.encode(frame)
         await rig.lanes.close()
 
     asyncio.run(run())

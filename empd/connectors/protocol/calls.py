@@ -149,6 +149,13 @@ class Calls:
         if self.limiter is not None and asked_s is not None and trouble.row.failure is FailureClass.RATE_LIMITED:
             self.limiter.hold(asked_s, self._clock())
 
+    def forget_circuits(self) -> None:
+        """Another server may be there now, of which no circuit knows anything."""
+        circuits, self.circuits = self.circuits, {}
+        for name in circuits:
+            self._site.hold(f"circuit {name}")
+            self._site.report(f"circuit {name}", None)
+
     def circuit(self, endpoint: str) -> CircuitBreaker | None:
         """The circuit of an endpoint; None when the service has none."""
         if self._circuit is None:

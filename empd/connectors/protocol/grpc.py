@@ -69,6 +69,7 @@ class GRPCConnector(Service):
 
     async def open(self) -> None:
         """Makes the channel; it connects when it is used."""
+        self.calls.forget_circuits()
         try:
             self.target = target_of(self.config, self.site.endpoint)
         except ValueError as error:

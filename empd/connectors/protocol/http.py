@@ -117,6 +117,7 @@ class HTTPConnector(Service):
     async def open(self) -> None:
         """Makes the pool. A subclass that opens more calls this first."""
         if self._session is None:
+            self.calls.forget_circuits()
             self._session = HTTPSession(self.config, self.site.max_concurrent_jobs, self.redact.learn_passing)
 
     async def close(self) -> None:

@@ -62,6 +62,11 @@ class WebSocketConnector(SocketService):
         self._turn = asyncio.Lock()
         self._owed: dict[str, None] = {}
 
+    async def open(self) -> None:
+        """Ready to connect; the circuit begins closed."""
+        self.calls.forget_circuits()
+        await super().open()
+
     async def process(self, job: JobView, context: Context) -> Any:
         """Hands the job over and waits for its end. One whole job is one call to limits and circuit."""
         run = Run(context, self.correlation, self.job_id_of(context), named=self.job_ids is JobIds.OURS)

@@ -18,6 +18,7 @@ from empd.connectors.base import (
 )
 from empd.connectors.context import Context, JobView
 from empd.connectors.failures import ConnectorError
+from empd.connectors.protocol.circuit_breaker import CircuitConfig
 from empd.connectors.protocol.http import HTTPConnector
 from empd.connectors.protocol.http_config import HTTPConfig
 from empd.connectors.service.comfyui.listener import Heard, Listener
@@ -37,12 +38,14 @@ _LOADERS = (("CheckpointLoaderSimple", "ckpt_name"), ("UNETLoader", "unet_name")
 class ComfyUIConfig(HTTPConfig):
     """`poll_interval_s`: how often a prompt is looked for when nothing is heard of it. `outage_s_max`: how long a
     server that does not answer is waited for. `free_after_job`: what ComfyUI lets go of after each job; below
-    `vram_free_bytes_min` after a job it unloads its models in any case.
+    `vram_free_bytes_min` after a job it unloads its models in any case. `circuit`: an open one also hides that the
+    server is back from who looks for a prompt there, so it is open for 10 s at most.
     """
 
     health_path: str = "/system_stats"
     poll_interval_s: float = 5.0
     outage_s_max: float = 60.0
+    circuit: CircuitConfig | None = CircuitConfig(open_s_max=10.0)
     input_subfolder: str = "empd"
     previews: bool = True
     free_after_job: Literal["nothing", "memory", "models"] = "nothing"
