@@ -9,6 +9,7 @@ from typing import Any
 from empd.broker.outbox import Outbox
 from empd.clock import NS_PER_MS, Instant
 from empd.errors import FailureClass, ProtocolError
+from empd.queue.claims import Claim
 from empd.queue.machine import Queue, StaleState
 from empd.queue.rows import Stopping
 from empd.queue.state import Job, Offer, Worker
@@ -130,11 +131,16 @@ class WorkerDesk:
     # --- what the pass's decisions send ---
 
     def claims(self, now: Instant) -> None:
-        """Gives every worker with free slots what waits for it."""
+        """Gives every worker with free slots what waits for it: first what names models that it has loaded."""
         for identity, worker in self._workers.items():
-            claim = self._queue.claim(worker, now)
-            if claim is not None:
-                self._outbox.put(identity, frames.Assign(claim.groups, self._settled.pop(identity, 0)))
+            if worker.loaded:
+                self._give(identity, self._queue.claim(worker, now, loaded=True))
+        for identity, worker in self._workers.items():
+            self._give(identity, self._queue.claim(worker, now))
+
+    def _give(self, identity: bytes, claim: Claim | None) -> None:
+        if claim is not None:
+            self._outbox.put(identity, frames.Assign(claim.groups, self._settled.pop(identity, 0)))
 
     def settle(self, mono_ns: int, idle: bool) -> int | None:
         """Tells workers what is durable, when no claim has said it meanwhile: nobody waits for that, so they are not

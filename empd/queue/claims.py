@@ -11,6 +11,7 @@ from typing import NamedTuple
 from empd.job import AssignedJob, AssignGroup, State
 from empd.queue import rows
 from empd.queue.evolve import Evolver
+from empd.queue.room import AskQueue, Group
 from empd.queue.rows import Fact, Kind
 from empd.queue.state import Job, Options, QueueState, Worker
 
@@ -19,6 +20,12 @@ CLAIM_BYTES_MAX = 768 * 1024
 """Bytes of jobs that one claim carries, so that its frame stays below the limit."""
 NAMED_MAX = 4
 """Workers that a reason names."""
+
+
+MODEL_WINDOW = 64
+"""So many jobs of a line are looked at for one whose models a worker has loaded."""
+OVERTAKEN_MAX = 16
+"""So many may go before the first job of a line for that; then it is its turn, wherever that may be."""
 
 
 class Claim(NamedTuple):
@@ -38,8 +45,11 @@ def free_slots(state: QueueState, worker: Worker) -> int:
     return worker.slots - len(worker.held)
 
 
-def claim(evolver: Evolver, worker: Worker, at_ns: int) -> Claim | None:
-    """Gives the worker as many jobs as it has slots for, best first; None when there are none for it."""
+def claim(evolver: Evolver, worker: Worker, at_ns: int, *, loaded: bool = False) -> Claim | None:
+    """Gives the worker as many jobs as it has slots for, best first; None when there are none for it.
+
+    `loaded`: only jobs that name models which the worker has loaded, from among the first of the best line.
+    """
     for _, queue in worker.queues:
         if queue.heap:
             break
@@ -54,7 +64,7 @@ def claim(evolver: Evolver, worker: Worker, at_ns: int) -> Claim | None:
     size = 0
     limits = _service_limits(worker)
     while free > 0 and size < CLAIM_BYTES_MAX:
-        run = _next_run(worker, free, limits)
+        run = _next_loaded(worker, limits) if loaded else _next_run(worker, free, limits)
         if not run:
             break
         run, size = _within(run, size)
@@ -84,9 +94,37 @@ def _service_limits(worker: Worker) -> dict[str, int]:
     return limits
 
 
+def _next_loaded(worker: Worker, limits: dict[str, int]) -> list[Job]:
+    chosen, _ = _best(worker, limits)
+    group: Group | None = None if chosen is None else chosen.best_group()
+    if chosen is None or group is None or not group.wants_models:
+        return []
+    models = set(worker.offers[chosen.service].models)
+    line = group.first(MODEL_WINDOW, None)
+    for job in line:
+        wanted = job.options.spec.model_keys
+        if wanted and models.issuperset(wanted):
+            group.overtaken = 0 if job is line[0] else group.overtaken + 1
+            return [] if group.overtaken > OVERTAKEN_MAX else [job]
+    return []
+
+
 def _next_run(worker: Worker, free: int, limits: dict[str, int]) -> list[Job]:
+    chosen, rival = _best(worker, limits)
+    if chosen is None:
+        return []
+    if limits:
+        free = min(free, limits[chosen.service])
+    run: list[Job] = chosen.run(free, rival)
+    if run:
+        run[0].options.group.overtaken = 0
+    return run
+
+
+def _best(worker: Worker, limits: dict[str, int]) -> tuple[AskQueue | None, tuple[int, int] | None]:
+    """The queue to take from, and the key of the next best one."""
     best = rival = None
-    chosen = None
+    chosen: AskQueue | None = None
     for service, queue in worker.queues:
         if limits and limits[service] <= 0:
             continue
@@ -97,12 +135,7 @@ def _next_run(worker: Worker, free: int, limits: dict[str, int]) -> list[Job]:
             best, rival, chosen = key, best, queue
         elif rival is None or key < rival:
             rival = key
-    if chosen is None:
-        return []
-    if limits:
-        free = min(free, limits[chosen.service])
-    run: list[Job] = chosen.run(free, rival)
-    return run
+    return chosen, rival
 
 
 def _within(run: list[Job], size: int) -> tuple[list[Job], int]:

@@ -167,6 +167,7 @@ class Queue:
         worker.slots = slots
         worker.reason = reason
         worker.offers = offers
+        worker.loaded = any(offer.models for offer in offers.values())
         worker.limited = any(0 < offer.slots < slots for offer in offers.values())
         worker.queues = [
             (service, self.room.queue(service, worker.capabilities)) for service, offer in offers.items() if offer.slots
@@ -197,9 +198,9 @@ class Queue:
         self.apply(outcomes.gone(self.policy, worker, how, evidence, now.wall_ns), now)
         self.state.workers.pop(key, None)
 
-    def claim(self, worker: Worker, now: Instant) -> claims.Claim | None:
-        """Gives the worker what it has slots for."""
-        claim = claims.claim(self.evolver, worker, now.wall_ns)
+    def claim(self, worker: Worker, now: Instant, *, loaded: bool = False) -> claims.Claim | None:
+        """Gives the worker what it has slots for; `loaded`: only what names models that it has loaded."""
+        claim = claims.claim(self.evolver, worker, now.wall_ns, loaded=loaded)
         if claim is not None:
             self.state.seq += 1
             self.pending.append((self.state.seq, now.wall_ns, claim.fact))

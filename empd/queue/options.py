@@ -86,10 +86,12 @@ class OptionsTable:
 
     def _resolve(self, data: bytes, spec: JobOptions) -> Options:
         service = self.policy.services.get(spec.service, _NO_POLICY)
+        group = self._room.group(spec.service, spec.priority, spec.requirements)
+        group.wants_models = group.wants_models or bool(spec.model_keys)
         return Options(
             raw=msgspec.Raw(data),
             spec=spec,
-            group=self._room.group(spec.service, spec.priority, spec.requirements),
+            group=group,
             timeout_ns=service.timeout_ns if spec.timeout_s is None else _ns(spec.timeout_s),
             queue_timeout_ns=_ns(spec.queue_timeout_s),
             total_timeout_ns=_ns(spec.total_timeout_s),

@@ -34,7 +34,10 @@ GROUPS_IDLE_MAX = 10_000
 class Group:
     """Jobs that the same workers can run, in the order in which they came."""
 
-    __slots__ = ("early", "fifo", "lost_ns", "number", "priority", "queues", "requirements", "service", "waiting")
+    __slots__ = (
+        "early", "fifo", "lost_ns", "number", "overtaken", "priority", "queues", "requirements", "service", "waiting",
+        "wants_models",
+    )  # fmt: skip
 
     def __init__(self, number: int, service: str, priority: int, requirements: dict[str, Any] | None) -> None:
         self.number = number
@@ -45,6 +48,8 @@ class Group:
         self.early: list[tuple[int, int, Job]] = []  # heap: those that came back, by (order, id)
         self.queues: list[AskQueue] = []
         self.waiting = 0
+        self.wants_models = False  # some of its jobs say which models they need
+        self.overtaken = 0  # jobs that went before the first one since that is the first
         self.lost_ns = 0  # steady time since which no configured worker can run its jobs
 
     def all_waiting(self) -> Iterator[Job]:
@@ -67,7 +72,8 @@ class Group:
         """Up to `count` jobs from the head on, none with an order above `order_max`. `head` was called before."""
         jobs = list(islice(self.fifo, count))
         if self.early:
-            if not self.fifo or self.early[0] < _entry(self.fifo[0]):
+            # One that was taken from within the line and came back still has its first place there, too.
+            if not self.fifo or self.early[0] <= _entry(self.fifo[0]):
                 return [self.early[0][2]]
             jobs = [job for job in jobs if _entry(job) < self.early[0]]
         if order_max is None:
@@ -125,6 +131,10 @@ class AskQueue:
                 heapq.heapreplace(heap, (negative_priority, head, number))
         return None
 
+    def best_group(self) -> Group:
+        """The group to take from. `best` was called before and gave a key."""
+        return self.groups[self.heap[0][2]]
+
     def run(self, count: int, rival: _Key | None) -> list[Job]:
         """Up to `count` jobs of the best group, as far as they go before `rival` and the next group. `best` was
         called before and gave a key."""
@@ -181,7 +191,11 @@ class WaitingRoom:
     def add(self, job: Job) -> None:
         """A job that waits (again) keeps its place in the order of submission."""
         group: Group = job.options.group
-        if group.fifo and _entry(job) < _entry(group.fifo[-1]):
+        if group.fifo and group.fifo[-1] is job:  # it was taken from within the line, and is still the last there
+            for queue in group.queues:
+                queue.offer(group, job.order)
+            group.waiting += 1
+        elif group.fifo and _entry(job) < _entry(group.fifo[-1]):
             heapq.heappush(group.early, _entry(job))
             for queue in group.queues:
                 queue.offer(group, job.order)

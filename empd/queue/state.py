@@ -85,7 +85,8 @@ class Worker:
     """One worker incarnation. `held` is a fact; the rest is what it said of itself since it connected."""
 
     __slots__ = (
-        "abandoning", "capabilities", "connected", "device", "generation", "held", "limit_ns", "limited", "name",
+        "abandoning", "capabilities", "connected", "device", "generation", "held", "limit_ns", "limited",
+        "loaded", "name",
         "offers", "pid", "queues", "reason", "slots", "worker_type",
     )  # fmt: skip
 
@@ -101,6 +102,7 @@ class Worker:
         self.reason = ""
         self.offers: dict[str, Offer] = {}
         self.limited = False  # a service has fewer slots than the worker
+        self.loaded = False  # it has told of models
         self.queues: list[tuple[str, Any]] = []  # (service, room.AskQueue) of what it takes now
         self.capabilities: dict[str, Any] = {}
         self.device: dict[str, Any] | None = None

@@ -59,9 +59,8 @@ def is_taken(port: int) -> bool:
     """Somebody has the port already, be it the near end of a connection; or somebody answers there, whose health would
     be taken for the server's."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as servers do: what their predecessors left is none
+        # As servers do: what is left of their predecessors' connections is in nobody's way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))
         except OSError as error:

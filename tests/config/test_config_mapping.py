@@ -158,6 +158,15 @@ def test_everything_in_the_sample_is_sound_when_it_is_switched_on() -> None:
             registry.configure(registry.load_class(service.connector), service.api_config, name, {})
 
 
+def test_every_connector_to_a_service_with_a_family_is_in_the_sample() -> None:
+    families = ("ComfyUI", "A1111", "OpenAI")
+    older_names = {"ComfyUIWebSocketConnector"}
+    known = {name for name in BUILT_IN_CONNECTORS if name.startswith(families)} - older_names
+    assert len(known) == 19
+    used = {service.connector for service in Mapping.from_dict(switched_on(), VARIABLES).services.values()}
+    assert known <= used
+
+
 def test_the_samples_pools_have_their_figures() -> None:
     mapping = Mapping.from_dict(switched_on(), VARIABLES)
     figures = {

@@ -171,7 +171,7 @@ def test_every_variable_exists(page: str) -> None:
 def test_options_of_submit_exist_and_are_told() -> None:
     told = set(spans(section("A service of your own")))
     taken = set(SubmitOptions.__annotations__)
-    left_out = {"after", "resources", "model_keys", "trace", "origin"}
+    left_out = {"after", "resources", "trace", "origin"}
     assert taken - told == left_out
 
 

@@ -25,6 +25,8 @@ from empd.result import DoneJob, FailedJob, JobError
 
 SERVICES = ("alpha", "beta")
 CAPABILITIES = ({"memory_gb": 24}, {"memory_gb": 8, "model": ["x"]})
+MODELS = (["m0"], ["m1", "m2"])
+"""Loaded on workers of each kind."""
 _encode = msgspec.msgpack.encode
 _decode_submit = msgspec.msgpack.Decoder(Submit).decode
 _decode_options = msgspec.msgpack.Decoder(JobOptions).decode
@@ -278,7 +280,8 @@ class World:
             held += frame.cancelled
         known, abandon = self.queue.hello(worker.name, worker.generation, held, self.now)
         known.capabilities = worker.capabilities
-        offers = {service: Offer(worker.slots) for service in SERVICES}
+        models = MODELS[CAPABILITIES.index(worker.capabilities)]
+        offers = {service: Offer(worker.slots, models=models) for service in SERVICES}
         self.queue.offer(known, worker.slots, offers, "")
         self.commit()
         worker.connected = known
@@ -294,7 +297,7 @@ class World:
             if job.extra is not None and job.extra.stop:
                 self._tell_stop(worker, job.id, job.epoch, job.extra.stop)
 
-    def claim(self, name: str, *, lose: bool = False) -> None:
+    def claim(self, name: str, *, lose: bool = False, loaded: bool = False) -> None:
         """One claim; with `lose` the broker dies after the commit and before the send."""
         worker = self.workers.get(name)
         if worker is None:
@@ -302,7 +305,7 @@ class World:
         if worker.connected is None:
             self.connect(worker)
         assert worker.connected is not None
-        claim = self.queue.claim(worker.connected, self.now)
+        claim = self.queue.claim(worker.connected, self.now, loaded=loaded)
         if claim is None:
             return
         taken = [(job, group) for group in claim.groups for job in group.jobs]

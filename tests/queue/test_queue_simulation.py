@@ -12,7 +12,7 @@ from empd.lifecycle import Exit
 
 names = st.sampled_from(["w0", "w1", "w2"])
 options = st.builds(
-    lambda service, priority, memory, queue_s, total_s, run_s, later_s: JobOptions(
+    lambda service, priority, memory, queue_s, total_s, run_s, later_s, models: JobOptions(
         service=service,
         priority=priority,
         requirements={"memory_gb": memory} if memory else None,
@@ -20,6 +20,7 @@ options = st.builds(
         total_timeout_s=total_s,
         timeout_s=run_s,
         not_before=1_700_000_000 + later_s if later_s else None,
+        model_keys=models,
     ),
     st.sampled_from(SERVICES),
     st.sampled_from([10, 50, 50, 90]),
@@ -28,6 +29,7 @@ options = st.builds(
     st.sampled_from([None, None, 40.0]),
     st.sampled_from([None, 0.0, 15.0]),
     st.sampled_from([0, 0, 25]),
+    st.sampled_from([(), (), ("m0",), ("m1",), ("m1", "m2"), ("nobody's",)]),
 )
 
 
@@ -62,11 +64,11 @@ class Box(RuleBasedStateMachine):
     def start_worker(self, name: str, slots: int, kind: int) -> None:
         self.world.start_worker(name, slots, kind)
 
-    @rule(name=names, lose=st.booleans())
-    def claim(self, name: str, lose: bool) -> None:
+    @rule(name=names, lose=st.booleans(), loaded=st.booleans())
+    def claim(self, name: str, lose: bool, loaded: bool) -> None:
         self.world.deliver()
         self.world.acknowledge()
-        self.world.claim(name, lose=lose)
+        self.world.claim(name, lose=lose, loaded=loaded)
 
     @rule(
         name=names, how=st.sampled_from(["done", "done", "retry", "final"]), count=st.integers(1, 5), lose=st.booleans()

@@ -237,3 +237,13 @@ class Able(Service, Cancellable, Resumable, HasModels):
     async def cancel(self, job, context):
         mark(self.config.directory, "interrupted")
         self.interrupted.set()
+
+
+class Loaded(Service, HasModels):
+    """Has one model loaded, which is called as its worker."""
+
+    async def models(self):
+        return [self.site.worker]
+
+    async def process(self, job, context):
+        return self.site.worker

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,3 +174,17 @@ def test_a_worker_that_is_asked_tells_where_its_jobs_wait(box: Callable[..., Box
         assert "most recent call first" in path.read_text()
         assert is_alive(child["pid"])
         handle.cancel()
+
+
+def test_jobs_go_to_the_worker_that_has_their_model_loaded(box: Callable[..., Box]) -> None:
+    mapping = mapping_of(s=service("Loaded", worker={"instances": 3}))
+    mapping["connectors"] = {"Loaded": {"path": "operators_module:Loaded"}}
+    daemon = box(mapping, python_path=HERE)
+    with daemon.client() as client:
+        for number in (0, 1, 2) * 3:
+            # One at a time: all three are free, and any of them would be as good.
+            assert client.submit("s", None, model_keys=[f"s-{number}"]).result(60) == f"s-{number}"
+    arguments = [sys.executable, "-m", "empd", "submit", "s", "--model", "s-1", "--wait"]
+    arguments += ["--endpoint", f"ipc://{daemon.runtime_dir}/empd.sock"]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(ended.stdout) == "s-1"
