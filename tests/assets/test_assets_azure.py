@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -16,7 +17,7 @@ from aiohttp import web
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
 from empd.asset import AssetConfig, AssetContent, AssetFailed, AssetRef
-from empd.assets import azure
+from empd.assets import azure, cdn
 from empd.assets.naming import Mark
 from empd.assets.saver import Saver
 from empd.errors import FailureClass
@@ -134,6 +135,8 @@ CODES = [
     (500, "InternalError", FailureClass.UNAVAILABLE, True),
     (403, "AuthenticationFailed", FailureClass.AUTH, True),
     (403, "AuthorizationPermissionMismatch", FailureClass.AUTH, True),
+    (403, "AuthorizationFailure", FailureClass.AUTH, True),
+    (409, "PublicAccessNotPermitted", FailureClass.AUTH, True),
     (409, "ContainerBeingDeleted", FailureClass.UNAVAILABLE, True),
     (404, "ContainerNotFound", FailureClass.NOT_FOUND, True),
     (429, "", FailureClass.RATE_LIMITED, True),
@@ -315,6 +318,33 @@ def test_a_cdn_that_never_shows_it_fails_the_attempt_after_so_many_questions(azu
         asyncio.run(run())
     assert len(asked) == 5
     assert caught.value.upstream
+
+
+def test_a_cdn_is_asked_less_and_less_often_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def run() -> None:
+        network = cdn.Cdn(12, 2.0)
+        monkeypatch.setattr(network, "_look", look)
+        try:
+            await network.wait_until_shown("https://cdn.example.org/a", 1)
+        finally:
+            await network.close()
+
+    async def look(url: str, size_bytes: int) -> str:
+        return "status 404"
+
+    monkeypatch.setattr(cdn, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(AssetFailed, match="in 12 attempts"):
+        asyncio.run(run())
+    assert len(waits) == 11
+    assert waits[0] == 2.0
+    assert waits == sorted(waits)
+    assert waits[1] > waits[0]
+    assert waits[-1] == waits[-2] == 2.0 * cdn.BACKOFF_MAX
 
 
 def test_without_a_check_the_cdn_is_only_named(azurite: Azurite) -> None:
