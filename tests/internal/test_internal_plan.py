@@ -82,8 +82,9 @@ def test_the_ports_come_from_the_environment():
 
 def test_the_samples_comfyui_is_sound_when_it_is_switched_on():
     raw = json.loads((Path(__file__).resolve().parents[2] / "etc" / "service-mapping.json").read_text())
-    for section, name in (("workers", "comfyui"), ("services", "comfyui"), ("services", "comfyui-batch")):
-        raw[section][name] = raw[section].pop(f"// {name}")
+    worker = raw["workers"]["comfyui"] = raw["workers"].pop("// comfyui")
+    for name in worker["services"]:
+        raw["services"][name] = raw["services"].pop(f"// {name}")
     assert plan_of(Mapping.from_dict(raw, {}), 2) == [("comfyui@gpu0", 8188), ("comfyui@gpu1", 8189)]
 
 

@@ -159,24 +159,26 @@ class Large(Scripted):
         return bytes(INLINE_BYTES_MAX + 1)
 
 
-class Quitting(Scripted):
-    """Raises what not even a lane catches."""
-
-    async def process(self, job: Any, context: Any) -> Any:
-        if context.payload == INSTANT:
-            raise GeneratorExit
-        return await super().process(job, context)
-
-
 def test_what_waits_for_a_lane_that_is_lost_gets_another(tmp_path: Path) -> None:
+    """By a fault outside of any job, as in what is counted of it afterwards."""
+
     async def run() -> None:
-        rig = Rig(tmp_path, 1, Quitting)
+        rig = Rig(tmp_path, 1)
         rig.service.gate.set()
-        _, waiting = rig.assign([INSTANT, LONG])
+        count = rig.hosted.tally.ran
+        faults = [ZeroDivisionError()]
+
+        def ran(took_ns: int) -> None:
+            if faults:
+                raise faults.pop()
+            count(took_ns)
+
+        rig.hosted.tally.ran = ran  # type: ignore[method-assign]
+        rig.assign([INSTANT, LONG])
         try:
             await rig.idle()
-            assert [type(error) for error in rig.lost] == [GeneratorExit]
-            assert rig.ends() == [(waiting[0], "done")]
+            assert [type(error) for error in rig.lost] == [ZeroDivisionError]
+            assert [end for _, end in rig.ends()] == ["done", "done"]
         finally:
             await rig.lanes.close()
 
