@@ -64,7 +64,6 @@ _CLASSES = {
     "ServerBusy": FailureClass.UNAVAILABLE,
     "OperationTimedOut": FailureClass.TIMEOUT,
     "InvalidResourceName": FailureClass.INVALID_INPUT,
-    "PublicAccessNotPermitted": FailureClass.AUTH,
     "InvalidMetadata": FailureClass.INVALID_INPUT,
     "MetadataTooLarge": FailureClass.INVALID_INPUT,
     "RequestBodyTooLarge": FailureClass.INVALID_INPUT,

@@ -181,6 +181,7 @@ def test_jobs_go_to_the_worker_that_has_their_model_loaded(box: Callable[..., Bo
     mapping["connectors"] = {"Loaded": {"path": "operators_module:Loaded"}}
     daemon = box(mapping, python_path=HERE)
     with daemon.client() as client:
+        wait_until(lambda: client.status()["services"]["s"]["slots"] == 3, "all three to be free")
         for number in (0, 1, 2) * 3:
             # One at a time: all three are free, and any of them would be as good.
             assert client.submit("s", None, model_keys=[f"s-{number}"]).result(60) == f"s-{number}"
