@@ -19,6 +19,7 @@ import psutil
 
 from empd import Client
 from empd.errors import EmpdError
+from empd.settings import Settings
 
 WAIT_S = 60.0
 OPERATORS = Path(__file__).parent / "operators"
@@ -119,7 +120,9 @@ class Box:
             except subprocess.TimeoutExpired:
                 self.kill()
         if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            # A daemon that was killed leaves its volatile blobs, as it must: a successor would want them.
+            for path in (self._temporary, Settings(runtime_dir=self.runtime_dir).volatile_dir):
+                shutil.rmtree(path, ignore_errors=True)
 
     def kill(self) -> None:
         """kill -9 of the supervisor, which takes everything with it."""

@@ -366,7 +366,8 @@ class RawBroker:
             self.kill()
         self.context.destroy(linger=0)
         self.board.close()
-        shutil.rmtree(self.home, ignore_errors=True)
+        for path in (self.home, Settings(runtime_dir=self.runtime_dir).volatile_dir):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def mortal(where: str, kind: int, nth: int) -> None:
