@@ -121,7 +121,10 @@ class Box:
                 self.kill()
         if self._temporary:
             # A daemon that was killed leaves its volatile blobs, as it must: a successor would want them.
-            for path in (self._temporary, Settings(runtime_dir=self.runtime_dir).volatile_dir):
+            for path in (
+                self._temporary,
+                Settings(state_dir=self.state_dir, runtime_dir=self.runtime_dir).volatile_dir,
+            ):
                 shutil.rmtree(path, ignore_errors=True)
 
     def kill(self) -> None:

@@ -366,7 +366,7 @@ class RawBroker:
             self.kill()
         self.context.destroy(linger=0)
         self.board.close()
-        for path in (self.home, Settings(runtime_dir=self.runtime_dir).volatile_dir):
+        for path in (self.home, Settings(state_dir=self.state_dir, runtime_dir=self.runtime_dir).volatile_dir):
             shutil.rmtree(path, ignore_errors=True)
 
 
