@@ -16,8 +16,8 @@ class A1111LiveConfig(A1111Config):
 
 
 class A1111WebSocketConnector(A1111Connector):
-    """The name that earlier mappings use for live updates. They come by the routes of the server's own page, which uses
-    no WebSocket for them either. Payload as for A1111RestConnector."""
+    """Live updates. They come by the routes of the server's own page, which uses no WebSocket for them either. Payload
+    as for A1111RestConnector."""
 
     connector_id: ClassVar[str] = "a1111-websocket"
     Config: ClassVar[type[ConnectorConfig]] = A1111LiveConfig
