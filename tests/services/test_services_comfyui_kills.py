@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from test_services_comfyui_daemon import comfyui_mapping, read
 
 from empd.cli.demo.png import Picture, encode
 from empd.client import JobHandle
+from empd.supervisor.restart import Policy
 from tests.box import Box, is_alive, wait_until
 from tests.evidence import explained
 from tests.internal.internal_box import free_ports
@@ -61,6 +63,13 @@ class Farm:
         (service,) = [each for each in read(f"{self.box.http()}/v1/services")["services"] if each["name"] == "comfyui"]
         reasons = [each["reason"] for each in service["instances"]]
         return len(reasons) == GPUS and not any(reasons)
+
+    def calm(self) -> bool:
+        """Every instance has been up for so long that its next start will be at once, whatever it went through."""
+        children = json.loads((self.box.runtime_dir / "supervisor.json").read_text())["children"]
+        servers = [child for child in children if child["kind"] == "server"]
+        before_s = time.time() - Policy().healthy_s - 0.5
+        return all(child["state"] == "ready" and child["since_unix_s"] < before_s for child in servers)
 
     def gpu_of(self, job: JobHandle) -> int:
         """Where a job runs, as soon as it does."""
@@ -106,6 +115,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 def strike(farm: Farm, at: dict[int, list[int]]) -> list[int]:
     """One job for every instance; those of `at` die as it says. Returns which have died; all are well again then."""
+    wait_until(farm.calm, "instances to have been up for a while")
     with farm.box.client() as client:
         pids = {gpu: farm.counts(gpu)["pid"] for gpu in at}
         for gpu, numbers in at.items():
@@ -118,16 +128,6 @@ def strike(farm: Farm, at: dict[int, list[int]]) -> list[int]:
         for gpu in at.keys() - dead:
             farm.die(gpu, [])
         return dead
-
-
-def test_an_instance_that_dies_at_whatever_message_takes_no_job_with_it_and_works_again(farm: Farm) -> None:
-    # In the first round a second time too, at one of the messages by which its worker returns to it.
-    at = {gpu: [1 + gpu, 1 + gpu] for gpu in VICTIMS}
-    while dead := strike(farm, at):
-        # One that has died at message N of this life was given a job: it had come back from the death before.
-        assert not any(farm.counts(gpu)["doomed"] for gpu in dead)
-        at = {gpu: [numbers[0] + len(VICTIMS)] for gpu, numbers in at.items()}
-    assert min(at.values())[0] > MESSAGES_MIN, f"no instance that was to die at its message of {at} has run a job"
 
 
 def test_a_stranger_who_takes_a_dead_instances_port_and_says_nothing_holds_no_job(farm: Farm) -> None:
@@ -147,6 +147,16 @@ def test_a_stranger_who_takes_a_dead_instances_port_and_says_nothing_holds_no_jo
             farm.check(again)
         assert farm.counts(gpu)["pid"] != pid
         assert farm.counts(gpu)["finished"]
+
+
+def test_an_instance_that_dies_at_whatever_message_takes_no_job_with_it_and_works_again(farm: Farm) -> None:
+    # In the first round a second time too, at one of the messages by which its worker returns to it.
+    at = {gpu: [1 + gpu, 1 + gpu] for gpu in VICTIMS}
+    while dead := strike(farm, at):
+        # One that has died at message N of this life was given a job: it had come back from the death before.
+        assert not any(farm.counts(gpu)["doomed"] for gpu in dead)
+        at = {gpu: [numbers[0] + len(VICTIMS)] for gpu, numbers in at.items()}
+    assert min(at.values())[0] > MESSAGES_MIN, f"no instance that was to die at its message of {at} has run a job"
 
 
 def take(port: int) -> socket.socket:
