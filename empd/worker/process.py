@@ -144,7 +144,7 @@ class Worker:
         stacks.watch(self._loop, child.evidence_fd)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the group; the supervisor decides
         self._heartbeat()
-        self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)
+        self._next_snapshot = self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)
 
     def _host(self, name: str, arena: Arena) -> Hosted:
         child, service = self._child, self._child.mapping.services[name]
@@ -211,6 +211,8 @@ class Worker:
         # What does not close in time (a thread in an endless call, a model half loaded) ends with the process.
         await asyncio.wait((opening, *closing), timeout=CLOSE_SHARE * self._settings.term_grace_s)
         self._snapshot()
+        self._next_beat.cancel()
+        self._next_snapshot.cancel()
         self._activities.close()
         self._reporter.close()
         self._link.close()
@@ -358,7 +360,7 @@ class Worker:
 
     def _heartbeat(self) -> None:
         self._activities.heartbeat()
-        self._loop.call_later(self._settings.heartbeat_s, self._heartbeat)
+        self._next_beat = self._loop.call_later(self._settings.heartbeat_s, self._heartbeat)
 
     def _snapshot(self) -> None:
         samples = [sample for hosted in self._services.values() for sample in hosted.samples()]
@@ -368,4 +370,4 @@ class Worker:
                 hosted.on_facts()
             # Said again now and then: a broker that does not know this worker answers with an error, and is told.
             self._offer()
-            self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)
+            self._next_snapshot = self._loop.call_later(METRICS_INTERVAL_S, self._snapshot)

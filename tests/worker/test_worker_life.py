@@ -193,6 +193,13 @@ def test_stop_gives_back_what_runs_and_what_waits(broker: BrokerDouble, start, t
     assert worker.ended() == 0
 
 
+def test_nothing_of_a_worker_happens_after_its_end(broker: BrokerDouble, start) -> None:
+    worker = start({"s": python(f"{M}:square")}, settings={"heartbeat_s": 0.001}).ready()
+    worker.say(Notice.STOP)
+    assert worker.ended() == 0
+    assert "Traceback" not in worker.stderr()
+
+
 def test_stop_does_not_wait_for_a_call_that_cannot_be_stopped(broker: BrokerDouble, start, tmp_path: Path) -> None:
     worker = start({"s": python(f"{M}:nap")}, settings={**HERE, "term_grace_s": 1.0}).ready()
     claim = broker.assign("s", [str(tmp_path)])[0]
