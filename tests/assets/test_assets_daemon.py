@@ -30,6 +30,7 @@ def daemon(azurite: Azurite) -> Iterator[Box]:
         azure=python("pictures", "cloud", worker={"instances": 2}),
         thread=python("text"),
         process=python("text", isolation="process"),
+        streamed=python("streamed", isolation="process"),
         wrong=python("pictures", "nowhere"),
     )
     mapping["assets"] = {
@@ -71,6 +72,13 @@ def test_plain_functions_save_too(daemon: Box, client: Client, name: str) -> Non
     assert ref["media_type"] == "text/plain"
     with urllib.request.urlopen(daemon.http() + ref["url"]) as answer:
         assert answer.read() == "# Überschrift".encode()
+
+
+def test_a_process_of_its_own_hands_on_what_it_reads_without_holding_it(client: Client) -> None:
+    result = client.submit("streamed", {"mib": 96}).result(60)
+    assert [ref["size_bytes"] for ref in result["files"]] == [96 << 20] * 2
+    assert len({ref["sha256"] for ref in result["files"]}) == 1
+    assert result["grown_kib"] < 32 << 10
 
 
 def test_nothing_is_kept_when_the_payload_says_so(daemon: Box, client: Client) -> None:

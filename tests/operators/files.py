@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,24 @@ async def pictures(payload: dict[str, Any], context: Any) -> dict[str, Any]:
 def text(payload: dict[str, Any], context: Any) -> Any:
     """Saves from a plain function: in a thread, or in a process of its own."""
     return context.assets.save(payload["text"].encode(), name="note.md")
+
+
+async def streamed(payload: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Saves so many MiB from what can be read only once, and tells how much memory this process took meanwhile."""
+    block = os.urandom(1 << 20)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(payload["mib"]):
+            yield block
+
+    with tempfile.TemporaryFile() as file:
+        for _ in range(payload["mib"] + 1):
+            file.write(block)
+        file.seek(len(block))
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _peak_kib()
+        refs = [await context.assets.save(content) for content in (file, chunks())]
+    return {"files": refs, "grown_kib": _peak_kib() - before}
 
 
 def large(payload: dict[str, Any], context: Any) -> dict[str, Any]:

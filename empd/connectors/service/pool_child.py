@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Mapping
 from typing import Any
@@ -39,6 +41,9 @@ from empd.connectors.service.pool_wire import (
     failure_of,
 )
 from empd.payload import BlobRef
+
+LARGE_FILES_DIR = "/var/tmp"
+"""/tmp may be memory."""
 
 _PR_SET_PDEATHSIG = 1
 _pack = msgspec.msgpack.Encoder().encode
@@ -77,18 +82,28 @@ class PoolAssets:
         self, content: AssetContent, *, output: int = 0, name: str = "", metadata: Mapping[str, Any] | None = None
     ) -> AssetRef:
         """See AssetPort.save; blocks."""
-        if isinstance(content, str):
-            verb, data = "asset_text", content.encode()
-        elif isinstance(content, os.PathLike):
-            verb, data = "asset_path", os.fsencode(os.path.abspath(content))
-        elif isinstance(content, AsyncIterable):
-            verb, data = "asset", b"".join([chunk async for chunk in content])
-        elif isinstance(content, (bytes, bytearray, memoryview)):
-            verb, data = "asset", bytes(content)
-        else:
-            verb, data = "asset", content.read()
         extra = dict(metadata) if metadata is not None else None
-        return msgspec.msgpack.decode(self._ask(Ask(verb, name, data, 0, output, extra)).data, type=AssetRef)
+
+        def saved(verb: str, data: bytes) -> AssetRef:
+            return msgspec.msgpack.decode(self._ask(Ask(verb, name, data, 0, output, extra)).data, type=AssetRef)
+
+        if isinstance(content, str):
+            return saved("asset_text", content.encode())
+        if isinstance(content, os.PathLike):
+            return saved("asset_path", os.fsencode(os.path.abspath(content)))
+        if isinstance(content, (bytes, bytearray, memoryview)):
+            return saved("asset", bytes(content))
+        # As large as it may be it must not lie in memory, neither here nor in the worker.
+        with tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", LARGE_FILES_DIR)) as file:
+            if isinstance(content, AsyncIterable):
+                async for chunk in content:
+                    file.write(chunk)
+            elif hasattr(content, "read"):
+                shutil.copyfileobj(content, file)
+            else:
+                raise TypeError(f"a {type(content).__name__} cannot be saved as an asset")
+            file.flush()
+            return saved("asset_path", f"/proc/{os.getpid()}/fd/{file.fileno()}".encode())
 
 
 class Process:
