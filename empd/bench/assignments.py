@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from empd.bench.events import Events
 from empd.bench.running import BenchError, Running
-from empd.client import Client
-from empd.errors import EmpdError
 from empd.queue import rows
 from empd.queue.rows import Kind
-from empd.wire.frames import Reset
+from empd.wire.frames import Reset, Rows
 
 
 class Assignment(NamedTuple):
@@ -27,34 +25,22 @@ class Assignment(NamedTuple):
     seen_ns: int
 
 
-class Assignments:
-    """The claims of a daemon from now on, read by a client and a thread of their own."""
+class Assignments(Events):
+    """The claims of a daemon from now on."""
+
+    kinds = (Kind.ASSIGNED,)
 
     def __init__(self, daemon: Running) -> None:
-        self._daemon = daemon
+        super().__init__(daemon)
         self._seen: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
 
-    def __enter__(self) -> Self:
-        self._client: Client = self._daemon.client()
-        self._from_seq = self._client.status()["journal"]["last_seq"] + 1
-        self._thread = threading.Thread(target=self._read, name="assignments", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-        self._thread.join()
-
-    def _read(self) -> None:
-        try:
-            for frame in self._client.subscribe("bench", self._from_seq, kinds=[Kind.ASSIGNED]):
-                seen_ns = time.time_ns()
-                for _, at_ns, kind, _, body in () if isinstance(frame, Reset) else frame.rows:
-                    fact = rows.decode_body(kind, body)
-                    boot = fact.first_epoch >> 32
-                    self._seen.put(Assignment(fact.worker, fact.generation, boot, fact.ids, at_ns, seen_ns))
-        except EmpdError:
-            return  # the client was closed, which is how this thread is ended
+    def take(self, frame: Rows | Reset) -> None:
+        """Keeps the claims for `next`; those that were trimmed are passed over."""
+        seen_ns = time.time_ns()
+        for _, at_ns, kind, _, body in () if isinstance(frame, Reset) else frame.rows:
+            fact = rows.decode_body(kind, body)
+            boot = fact.first_epoch >> 32
+            self._seen.put(Assignment(fact.worker, fact.generation, boot, fact.ids, at_ns, seen_ns))
 
     def next(self, fits: Callable[[Assignment], bool], what: str, limit_s: float) -> Assignment:
         """The next claim that fits; those before it are dropped. Raises BenchError at the limit."""

@@ -7,58 +7,40 @@ commits, to a journal of its own on the same disk. Trimming is not in it.
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
+from empd.bench.events import Events
 from empd.bench.running import BenchError, Running, wait_until
-from empd.errors import EmpdError
 from empd.store.journal import Row, SqliteJournal
-from empd.wire.frames import Reset
+from empd.wire.frames import Reset, Rows
 
 RESERVE_BYTES = 1 << 20
 ATTEMPTS = 3
 
 
-class Written:
-    """The rows that a daemon commits from now on, read by a client and a thread of their own."""
+class Written(Events):
+    """The rows that a daemon commits from now on."""
 
     def __init__(self, daemon: Running) -> None:
-        self._daemon = daemon
+        super().__init__(daemon)
         self._rows: list[Row] = []
         self._gaps = 0
 
-    def __enter__(self) -> Self:
-        self._client = self._daemon.client()
-        journal = self._client.status()["journal"]
-        self._from_seq = journal["last_seq"] + 1
-        self._commits = journal["commits"]
-        self._thread = threading.Thread(target=self._read, name="written", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-        self._thread.join()
-
-    def _read(self) -> None:
-        try:
-            for frame in self._client.subscribe("bench", self._from_seq):
-                if isinstance(frame, Reset):
-                    self._gaps += 1
-                else:
-                    self._rows += [Row(*row) for row in frame.rows]
-        except EmpdError:
-            return  # the client was closed, which is how this thread is ended
+    def take(self, frame: Rows | Reset) -> None:
+        """Keeps the rows."""
+        if isinstance(frame, Reset):
+            self._gaps += 1
+        else:
+            self._rows += [Row(*row) for row in frame.rows]
 
     def so_far(self) -> tuple[list[Row], int] | None:
         """(the rows until now, in how many commits); None when some were trimmed before they came."""
         with self._daemon.client() as client:
             journal = client.status()["journal"]
         wait_until(lambda: self._gaps or (self._rows and self._rows[-1].seq >= journal["last_seq"]), "all rows")
-        return None if self._gaps else (list(self._rows), journal["commits"] - self._commits)
+        return None if self._gaps else (list(self._rows), journal["commits"] - self.journal["commits"])
 
 
 def journal_us(daemon: Running, place: str, run: Callable[[int], object], jobs: int, runs: int) -> list[float]:
