@@ -20,7 +20,7 @@ import pytest
 from daemon_journal import completions
 
 from empd import Client
-from empd.errors import JobDead
+from empd.errors import JobDead, NotRunning
 from tests.box import Box, mapping_of, service, wait_until
 
 ROUNDS = 25
@@ -56,9 +56,17 @@ def inflict(daemon: Box, client: Client, fault: str, chance: random.Random) -> l
     return []
 
 
+def status_of(client: Client) -> dict[str, Any] | None:
+    """None: nobody answered for as long as a client waits."""
+    with contextlib.suppress(NotRunning):
+        return client.status()
+    return None
+
+
 def stop_a_worker(client: Client, chance: random.Random) -> None:
     """SIGSTOP of a worker that has said hello: one that still starts may be silent for longer than this test waits."""
-    ready = [w["pid"] for w in client.status()["workers"] if w["connected"] and w["name"].startswith("one")]
+    status = wait_until(lambda: status_of(client), "a broker: many kills in a row keep it away for up to 30 s")
+    ready = [w["pid"] for w in status["workers"] if w["connected"] and w["name"].startswith("one")]
     if ready:
         with contextlib.suppress(ProcessLookupError):
             os.kill(chance.choice(sorted(ready)), signal.SIGSTOP)
