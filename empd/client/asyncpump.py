@@ -15,7 +15,8 @@ from empd.client.exchange import exchange
 from empd.client.history import ask_history
 from empd.errors import EmpdError, FailureClass, Refused
 
-HISTORY_TRIES = 3
+HISTORY_TIMEOUT_S = 15.0
+"""Longer than in `Client`: nobody is kept from anything else meanwhile."""
 HISTORY_LAG_S = 0.02
 
 
@@ -137,16 +138,13 @@ class AsyncPump:
         conversation = self._conversation
         try:
             while ids := conversation.take_unknown():
-                for left in reversed(range(HISTORY_TRIES)):
-                    try:
-                        answer = await asyncio.to_thread(ask_history, self._history_endpoint, ids)
-                    except EmpdError as error:
-                        if not left:
-                            for number in ids:
-                                conversation.submissions.fail(number, error)
-                        continue
+                try:
+                    answer = await asyncio.to_thread(ask_history, self._history_endpoint, ids, HISTORY_TIMEOUT_S)
+                except EmpdError as error:
+                    for number in ids:
+                        conversation.submissions.fail(number, error)
+                else:
                     conversation.lookups.answered(ids, answer)
-                    break
                 self._tell()
                 if conversation.unknown:
                     # History reads the journal a moment behind the broker.
