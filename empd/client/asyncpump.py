@@ -15,8 +15,7 @@ from empd.client.exchange import exchange
 from empd.client.history import ask_history
 from empd.errors import EmpdError, FailureClass, Refused
 
-HISTORY_TIMEOUT_S = 15.0
-"""Longer than in `Client`: nobody is kept from anything else meanwhile."""
+HISTORY_TRIES = 3
 HISTORY_LAG_S = 0.02
 
 
@@ -138,13 +137,16 @@ class AsyncPump:
         conversation = self._conversation
         try:
             while ids := conversation.take_unknown():
-                try:
-                    answer = await asyncio.to_thread(ask_history, self._history_endpoint, ids, HISTORY_TIMEOUT_S)
-                except EmpdError as error:
-                    for number in ids:
-                        conversation.submissions.fail(number, error)
-                else:
+                for left in reversed(range(HISTORY_TRIES)):
+                    try:
+                        answer = await asyncio.to_thread(ask_history, self._history_endpoint, ids)
+                    except EmpdError as error:
+                        if not left:
+                            for number in ids:
+                                conversation.submissions.fail(number, error)
+                        continue
                     conversation.lookups.answered(ids, answer)
+                    break
                 self._tell()
                 if conversation.unknown:
                     # History reads the journal a moment behind the broker.
